@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the repeated blocks of any diffusers / transformers model, the roles in them, and the groups that share.
+
+    stack     a list of blocks that repeat: an outermost ModuleList / Sequential of which two children of one class hold
+              a matrix of the same role and shape (DiT has one stack, Flux two, Lumina2 three, Swin one a stage)
+    matrix    a weight that is one matrix: nn.Linear, transformers' Conv1D, 1x1 nn.Conv2d
+    role      the path of a matrix inside its block ("attn1.to_q")
+    group     the matrices that share one bank: one role and shape over the layers of a stack. q, k and v are rows of one
+              fused matrix (the papers write one qkv matrix; diffusers splits it), so they share a bank
+
+Everything is read off the modules, never off a list of architectures. What a block shares with all others (DiT's
+embedders once tied) and what belongs to an embedder is not a matrix of the block.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+QKV_FAMILIES = (
+    ("to_q", "to_k", "to_v"),
+    ("add_q_proj", "add_k_proj", "add_v_proj"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight matrix: its module path, where in which stack it sits (stack "" and layer 0 if in none), its shape."""
+
+    name: str
+    stack: str
+    layer: int
+    role: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matrices that share one bank, ordered by layer; `key` names the group independently of depth and width."""
+
+    key: str
+    matrices: tuple[Matrix, ...]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shapes that one layer brings to the group (three for fused q, k, v)."""
+        first = self.matrices[0].layer
+        return [matrix.shape for matrix in self.matrices if matrix.layer == first]
+
+    @property
+    def num_layers(self) -> int:
+        return len({matrix.layer for matrix in self.matrices})
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The layer below PEFT wrappers."""
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
+
+
+def matrix_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a layer whose weight is one matrix, seen through PEFT wrappers; None for every other module."""
+    module = unwrap(module)
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
+        return module.out_channels, module.in_channels
+    return None
+
+
+def weight_to_matrix(weight: Tensor, module: nn.Module) -> Tensor:
+    """The stored weight of a layer as (..., out, in)."""
+    if isinstance(unwrap(module), Conv1D):
+        return weight.transpose(-1, -2)
+    return weight.flatten(-3) if isinstance(unwrap(module), nn.Conv2d) else weight
+
+
+def matrix_to_weight(matrix: Tensor, module: nn.Module) -> Tensor:
+    """The inverse of `weight_to_matrix`."""
+    if isinstance(unwrap(module), Conv1D):
+        return matrix.transpose(-1, -2)
+    return matrix[..., None, None] if isinstance(unwrap(module), nn.Conv2d) else matrix
+
+
+def find_stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost lists of repeated blocks by module path; empty if the model has none."""
+    stacks: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            here = f"{path}.{name}" if path else name
+            if isinstance(child, nn.ModuleList | nn.Sequential) and _repeats(child):
+                stacks[here] = child
+            else:
+                visit(child, here)
+
+    visit(model, "")
+    return stacks
+
+
+def _repeats(blocks: nn.Module) -> bool:
+    seen: Counter = Counter()
+    for block in blocks.children():
+        if matrix_shape(block) is None:
+            seen.update({(type(block), role, shape) for role, shape in _block_matrices(block)})
+    return any(count > 1 for count in seen.values())
+
+
+def _block_matrices(block: nn.Module, path: str = "") -> list[tuple[str, tuple[int, int]]]:
+    """(role, shape) of the matrices below a block, in order, without embedders and torch's fused attention."""
+    found = []
+    for name, child in block.named_children():
+        role = f"{path}.{name}" if path else name
+        shape = matrix_shape(child)
+        if shape is not None:
+            found.append((role, shape))
+        elif not type(child).__module__.endswith("embeddings") and not isinstance(child, nn.MultiheadAttention):
+            found += _block_matrices(child, role)
+    return found
+
+
+def find_matrices(model: nn.Module) -> list[Matrix]:
+    """Every matrix that belongs to one block of one stack, in module order.
+
+    Raises:
+        ValueError: the model has no repeated blocks.
+    """
+    stacks = find_stacks(model)
+    if not stacks:
+        raise ValueError(
+            f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks hold a matrix of the same "
+            "role and shape), so there is nothing that its layers could share."
+        )
+    owners = Counter(id(unwrap(module)) for _, module in model.named_modules(remove_duplicate=False))
+    return [
+        Matrix(f"{stack}.{layer}.{role}", stack, int(layer), role, shape)
+        for stack, blocks in stacks.items()
+        for layer, block in blocks.named_children()
+        for role, shape in _block_matrices(block)
+        if owners[id(unwrap(block.get_submodule(role)))] == owners[id(block)]
+    ]
+
+
+def group_matrices(matrices: Iterable[Matrix], share_qkv: bool = True) -> list[Group]:
+    """Group by (role, shape) over the layers of each stack; q, k, v of one attention with one input width join.
+
+    A role that comes in several shapes (the last block of SD3) makes several groups: "...norm1.linear", "...#2".
+    """
+    siblings: dict[tuple, list[Matrix]] = {}
+    for matrix in matrices:
+        parent, _, leaf = matrix.role.rpartition(".")
+        family = next((i for i, names in enumerate(QKV_FAMILIES) if leaf in names and share_qkv), None)
+        unit = (parent, family, matrix.shape[1]) if family is not None else matrix.role
+        siblings.setdefault((matrix.stack, matrix.layer, unit), []).append(matrix)
+
+    groups: dict[tuple, list[Matrix]] = {}
+    for unit in siblings.values():
+        kind = (unit[0].stack, tuple((matrix.role, matrix.shape) for matrix in unit))
+        groups.setdefault(kind, []).extend(unit)
+
+    keys: Counter = Counter()
+    result = []
+    for (stack, roles), members in groups.items():
+        parent = roles[0][0].rpartition(".")[0]
+        role = "+".join([roles[0][0]] + [name.removeprefix(f"{parent}." if parent else "") for name, _ in roles[1:]])
+        key = f"{stack}.*.{role}" if stack else role
+        keys[key] += 1
+        result.append(Group(key if keys[key] == 1 else f"{key}#{keys[key]}", tuple(members)))
+    return result
+
+
+def group_modules(model: nn.Module, names: Iterable[str], share_qkv: bool = True) -> list[Group]:
+    """Group the named matrices of a model; those that lie in no stack are a group of their own each."""
+    stacks = find_stacks(model)
+    pattern = re.compile(f"({'|'.join(map(re.escape, stacks)) or '(?!)'})\\.(\\d+)\\.(.+)")
+    matrices = []
+    for name in names:
+        shape = matrix_shape(model.get_submodule(name))
+        if shape is not None:
+            match = pattern.fullmatch(name)
+            stack, layer, role = (match[1], int(match[2]), match[3]) if match else ("", 0, name)
+            matrices.append(Matrix(name, stack, layer, role, shape))
+    return group_matrices(matrices, share_qkv)
+
+
+def default_targets(model: nn.Module) -> list[str]:
+    """Names of all matrices whose group spans two layers or more: what a learngene is made of, what an adapter wraps.
+
+    As role suffixes ("attn1.to_q") where these match nothing else in the model, as full paths otherwise.
+    """
+    targets = [m for g in group_matrices(find_matrices(model)) if g.num_layers > 1 for m in g.matrices]
+    names = [matrix.name for matrix in targets]
+    roles = list(dict.fromkeys(matrix.role for matrix in targets))
+    matched = {
+        name
+        for name, module in model.named_modules()
+        if matrix_shape(module) is not None and any(name == role or name.endswith("." + role) for role in roles)
+    }
+    return roles if matched == set(names) else names
+
+
+def residual_outputs(model: nn.Module) -> set[str]:
+    """Names of the matrices that end a residual branch: attention's and the FFN's output projections.
+
+    Read off the shapes: a matrix writes to the residual stream if its output is as wide as what q, k, v (or the first
+    matrix of a block) read, it is not itself q, k or v, and it comes from another width, or belongs to attention, or is
+    the last matrix of its branch.
+    """
+    attention = {name for family in QKV_FAMILIES for name in family}
+    outputs = set()
+    blocks: dict[tuple[str, int], list[Matrix]] = {}
+    for matrix in find_matrices(model):
+        blocks.setdefault((matrix.stack, matrix.layer), []).append(matrix)
+    for matrices in blocks.values():
+        heads = [m for m in matrices if m.role.rpartition(".")[2] in attention]
+        width = (heads or matrices)[0].shape[1]
+        branches = {m.role.split(".")[0] for m in heads}
+        last = {m.role.split(".")[0]: m for m in matrices}
+        outputs |= {
+            m.name
+            for m in matrices
+            if m.shape[0] == width
+            and m not in heads
+            and (m.shape[1] != width or m.role.split(".")[0] in branches or last[m.role.split(".")[0]] is m)
+        }
+    return outputs

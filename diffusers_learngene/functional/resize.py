@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How depth and width of one model map to those of another: which layer, which channel, which rescaling.
+
+Depth. Layer l of L' takes the layer of L at the same relative depth, nearest and with both ends kept. Interpolating
+two layers would average two trained functions into neither; selection keeps one of them. A residual block is a step of
+an ODE whose number of steps changes, so the output of every residual branch is multiplied by L / L'.
+
+Width. An axis of k D channels is k runs of D (adaLN's six modulations, the FFN's 4 D, the halves of a GEGLU), and each
+run is cut (its first D' channels) or repeated cyclically. Cutting a run of whole heads drops heads. Summing over an
+input axis, a channel that is there twice must count half, and one that is missing takes its variance with it:
+columns are divided by their multiplicity when growing (the function is preserved exactly, as in Net2Net) and
+multiplied by sqrt(n / n') when shrinking (fan-in).
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def relative_layers(source: int, target: int) -> list[int]:
+    """Index of the source layer for each of `target` layers: nearest relative depth, first and last layer kept.
+
+    >>> relative_layers(8, 4), relative_layers(4, 6)
+    ([0, 2, 5, 7], [0, 1, 1, 2, 2, 3])
+    """
+    if target == 1:
+        return [source - 1]
+    return [math.floor(layer * (source - 1) / (target - 1) + 0.5) for layer in range(target)]
+
+
+def residual_gain(source: int, target: int) -> float:
+    """Factor L / L' on the output of every residual branch when `source` layers become `target` layers."""
+    return source / target
+
+
+def runs(axes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """How many runs each changed axis (n, n') consists of.
+
+    The run is the greatest common divisor of all axes that change by the same ratio: D where every axis is a multiple
+    of D, the smaller key/value width in grouped-query attention, D / 2 in a gated FFN of width 2.5 D.
+    """
+    changed = {(n, m) for n, m in axes if n != m}
+    return {
+        (n, m): n // math.gcd(*(other for other, size in changed if other * m == size * n and _whole(other, size, n, m)))
+        for n, m in changed
+    }
+
+
+def _whole(other: int, size: int, n: int, m: int) -> bool:
+    """Whether the common divisor of two axes of one ratio also divides their target sizes into the same runs."""
+    return m % (n // math.gcd(n, other)) == 0 and size % (other // math.gcd(n, other)) == 0
+
+
+def channel_map(source: int, target: int, runs: int = 1) -> Tensor:
+    """Source channel of every target channel: each of `runs` runs is cut or repeated cyclically. Shape (target,)."""
+    n, m = source // runs, target // runs
+    return (torch.arange(runs)[:, None] * n + torch.arange(m)[None, :] % n).flatten()
+
+
+def input_scale(source: int, target: int, runs: int = 1) -> Tensor:
+    """Factor for every channel of an input axis, (target,): 1 / multiplicity when growing, sqrt(n / n') when cut."""
+    if target <= source:
+        return torch.full((target,), math.sqrt(source / target))
+    index = channel_map(source, target, runs)
+    return 1 / torch.bincount(index, minlength=source)[index]
+
+
+def resize(tensor: Tensor, shape: tuple[int, ...], runs_of: dict[tuple[int, int], int], input_axis: int | None) -> Tensor:
+    """Map the trailing axes of `tensor` to `shape`; `input_axis` (counted within `shape`) is rescaled.
+
+    Leading axes beyond `len(shape)` (layers) are kept.
+    """
+    lead = tensor.ndim - len(shape)
+    for axis, target in enumerate(shape):
+        source = tensor.shape[lead + axis]
+        if source != target:
+            count = runs_of.get((source, target), 1)
+            tensor = tensor.index_select(lead + axis, channel_map(source, target, count).to(tensor.device))
+            if axis == input_axis:
+                scale = input_scale(source, target, count).to(tensor)
+                tensor = tensor * scale.reshape(-1, *(1,) * (len(shape) - 1 - axis))
+    return tensor

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only file that writes into other libraries' tables.
+
+PEFT looks everything about a method up in four dicts keyed by `config.peft_type`. Its own enum of types is closed, but
+the dicts take any key that hashes like the string in `adapter_config.json`: an enum of ours whose members' names equal
+their values does (`Enum.__hash__` hashes the name), and it has the `.value` that transformers reads.
+"""
+
+from enum import Enum
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+
+class LearngenePeftType(str, Enum):  # noqa: UP042 (StrEnum would be equal; PEFT's own types derive from both as well)
+    """PEFT types of this package. The long names keep clear of PEFT's own, present (`WAVEFT`) and future."""
+
+    LEARNGENE_WAVE = "LEARNGENE_WAVE"
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the method's tensors start with; transformers expects exactly this form."""
+        return self.value.lower() + "_"
+
+
+def register_peft_methods() -> None:
+    """Make PEFT, diffusers and transformers know our methods. Calling it again changes nothing.
+
+    Raises:
+        KeyError: another package has registered one of our names.
+    """
+    from .tuners.wave import WAVEConfig, WAVEModel
+
+    for peft_type, config, model in ((LearngenePeftType.LEARNGENE_WAVE, WAVEConfig, WAVEModel),):
+        tables: tuple[tuple[dict, object], ...] = (
+            (PEFT_TYPE_TO_CONFIG_MAPPING, config),
+            (PEFT_TYPE_TO_TUNER_MAPPING, model),
+            (PEFT_TYPE_TO_PREFIX_MAPPING, peft_type.prefix),
+        )
+        for table, entry in tables:
+            if table.get(peft_type, entry) != entry:
+                raise KeyError(f"The PEFT method {peft_type.value} is already registered as {table[peft_type]!r}.")
+        for table, entry in tables:
+            table[peft_type] = entry

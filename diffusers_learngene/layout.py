@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the tensors of a model live, so that one set of tensors can become a model of any depth and width.
+
+A `Layout` sorts the tensors of a model into three kinds. The layers of each kind are stacked along axis 0:
+
+    scalers.<stack>.*.<role>    coefficients of a factored matrix, (L, N, a, b): they make W together with the templates
+    layers.<stack>.*.<path>     every other tensor of a block (biases, norms, matrices that no other layer has), (L, ...)
+    shared.<name>               depth-agnostic tensors: embedders, position tables, the final layer
+
+Going to another depth is then an index along axis 0 (`relative_layers`) and a gain on the residual outputs; going to
+another width maps channels (`functional.resize`) and refits the scalers. All of it is differentiable in the tensors, so
+that training can draw a size at random and train through it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from . import blocks
+from .functional import resize, wave
+from .models import tensors_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stacked tensor: shape of a layer's slice, the tensor names it makes by layer, and how it is resized."""
+
+    shape: tuple[int, ...]
+    names: dict[int, str]
+    group: str | None = None  # key of the templates that a factored matrix is made of
+    input_axis: int | None = None  # axis that is summed over, rescaled when the width changes
+    output: bool = False  # ends a residual branch: scaled when the depth changes
+    module: nn.Module | None = None  # the layer of a factored matrix, which knows how it stores W
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Stacked tensors by key, and the depth of every stack."""
+
+    entries: dict[str, Entry]
+    depths: dict[str, int]
+    stack_of: dict[str, str] = field(default_factory=dict)
+
+
+def parse_group_key(key: str) -> tuple[str, list[str]]:
+    """Stack and roles of a group key: "blocks.*.attn.to_q+to_k" -> ("blocks", ["attn.to_q", "attn.to_k"])."""
+    stack, _, roles = key.partition("#")[0].rpartition(".*.")
+    first, *others = roles.split("+")
+    parent = first.rpartition(".")[0]
+    return stack, [first, *(f"{parent}.{other}" if parent else other for other in others)]
+
+
+def layout_of(model: nn.Module, group_keys: list[str]) -> Layout:
+    """Sort the tensors of a model (meta tensors will do); the matrices of `group_keys` are the factored ones."""
+    stacks = blocks.find_stacks(model)
+    depths = {stack: len(list(module.children())) for stack, module in stacks.items()}
+    groups = _factored(model, group_keys)
+    outputs = blocks.residual_outputs(model)
+    shared_ids = _shared_between_blocks(stacks)
+
+    entries: dict[str, Entry] = {}
+    stack_of: dict[str, str] = {}
+    for name, tensor in tensors_of(model).items():
+        module_path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(module_path)
+        place = next((_place(name, stack) for stack in stacks if name.startswith(stack + ".")), None)
+        input_axis = _input_axis(module) if attribute == "weight" else None
+        if place is None or id(tensor) in shared_ids:
+            entries[f"shared.{name}"] = Entry(tuple(tensor.shape), {0: name}, input_axis=input_axis)
+            continue
+        stack, layer, path = place
+        factored = attribute == "weight" and module_path in groups
+        if factored:
+            key, shape, group = f"scalers.{stack}.*.{path.removesuffix('.weight')}", blocks.matrix_shape(module), groups[module_path]
+            input_axis = 1
+        else:
+            key, shape, group = f"layers.{stack}.*.{path}", tuple(tensor.shape), None
+        key = _variant(key, shape, entries)
+        output = attribute in ("weight", "bias") and module_path in outputs
+        entry = entries.setdefault(key, Entry(shape, {}, group, input_axis, output, module if factored else None))
+        entry.names[layer] = name
+        stack_of[key] = stack
+    return Layout(entries, depths, stack_of)
+
+
+def _place(name: str, stack: str) -> tuple[str, int, str]:
+    layer, _, path = name.removeprefix(stack + ".").partition(".")
+    return stack, int(layer), path
+
+
+def _variant(key: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> str:
+    """`key`, or "key#2", ... when that key is taken by tensors of another shape."""
+    candidate, count = key, 1
+    while candidate in entries and entries[candidate].shape != shape:
+        count += 1
+        candidate = f"{key}#{count}"
+    return candidate
+
+
+def _factored(model: nn.Module, group_keys: list[str]) -> dict[str, str]:
+    """Module path -> group key of the matrices that the groups name."""
+    roles = {(stack, role) for key in group_keys for stack, names in [parse_group_key(key)] for role in names}
+    chosen = [matrix for matrix in blocks.find_matrices(model) if (matrix.stack, matrix.role) in roles]
+    share_qkv = any("+" in key for key in group_keys)
+    return {
+        matrix.name: group.key
+        for group in blocks.group_matrices(chosen, share_qkv)
+        if group.key in group_keys
+        for matrix in group.matrices
+    }
+
+
+def _shared_between_blocks(stacks: Mapping[str, nn.Module]) -> set[int]:
+    """ids of the tensors that more than one block of a stack owns (tied embedders)."""
+    seen: dict[int, str] = {}
+    shared = set()
+    for stack, module in stacks.items():
+        for layer, block in module.named_children():
+            for tensor in (*block.parameters(), *block.buffers()):
+                if seen.setdefault(id(tensor), f"{stack}.{layer}") != f"{stack}.{layer}":
+                    shared.add(id(tensor))
+    return shared
+
+
+def _input_axis(module: nn.Module) -> int | None:
+    """The axis of a weight that is summed over: 1 for linear and convolution, 0 for Conv1D, none for tables, norms."""
+    if isinstance(module, Conv1D):
+        return 0
+    return 1 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
+
+
+def stack(model: nn.Module, layout: Layout, scalers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Collect the tensors of a model in stacked form; the factored matrices are given as `scalers` by key."""
+    tensors = tensors_of(model)
+    return {
+        key: scalers[key]
+        if entry.group
+        else tensors[entry.names[0]].detach().float().clone()
+        if key.startswith("shared.")
+        else torch.stack([tensors[name].detach().float() for name in entry.names.values()])
+        for key, entry in layout.entries.items()
+    }
+
+
+def unstack(tensors: Mapping[str, Tensor], layout: Layout, templates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The plain state of a model, name -> tensor, every factored matrix composed; differentiable in both arguments."""
+    state = {}
+    for key, entry in layout.entries.items():
+        if key.startswith("shared."):
+            state[entry.names[0]] = tensors[key]
+            continue
+        stacked = tensors[key]
+        if entry.group:
+            stacked = blocks.matrix_to_weight(wave.compose(stacked, templates[entry.group], shape=entry.shape), entry.module)
+        state.update(zip(entry.names.values(), stacked.unbind(), strict=True))
+    return state
+
+
+def resize_tensors(
+    tensors: Mapping[str, Tensor], source: Layout, target: Layout, templates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Stacked tensors of one layout -> those of another depth and width (module docstring).
+
+    Same width: an index and a gain per tensor. Another width: dense weights are resized and the scalers refitted to
+    the templates by least squares, exact where whole tiles are kept or repeated.
+
+    Raises:
+        ValueError: the target has a tensor that the source lacks, or an axis changes that is not a width.
+    """
+    matches = {key: _match(key, source, entry) for key, entry in target.entries.items()}
+    axes = {key: list(zip(source.entries[matches[key]].shape, entry.shape, strict=True)) for key, entry in target.entries.items()}
+    ratios = {m / n for key, pairs in axes.items() if not key.startswith("shared.") for n, m in pairs if n != m}
+    for key, pairs in axes.items():
+        for axis, (n, m) in enumerate(pairs):
+            if n != m and m / n not in ratios:
+                raise ValueError(f"axis {axis} of {key!r} would go from {n} to {m}: only depth and width can change.")
+    runs = resize.runs(pair for pairs in axes.values() for pair in pairs)
+    result = {}
+    for key, entry in target.entries.items():
+        origin = source.entries[matches[key]]
+        value = tensors[matches[key]]
+        if not key.startswith("shared."):
+            value = value[_layer_index(key, source, target, origin, entry)]
+            if entry.output:
+                depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
+                value = value * resize.residual_gain(*depth)
+        if origin.shape != entry.shape:
+            bank = templates[entry.group] if entry.group else None
+            dense = value if bank is None else wave.compose(value, bank, shape=origin.shape)
+            value = resize.resize(dense, entry.shape, runs, entry.input_axis)
+            value = value if bank is None else wave.fit_scaler(value, bank)
+        result[key] = value
+    return result
+
+
+def _match(key: str, source: Layout, entry: Entry) -> str:
+    """Key of the source tensor for a target entry: same role, same shape if there is one, else the same variant."""
+    plain = key.partition("#")[0]
+    same_role = [k for k in source.entries if k.partition("#")[0] == plain]
+    same_role = [k for k in same_role if len(source.entries[k].shape) == len(entry.shape)]
+    if not same_role:
+        raise ValueError(f"this learngene has no tensor for {key!r}: it was condensed from another architecture.")
+    return next((k for k in same_role if source.entries[k].shape == entry.shape), key if key in same_role else same_role[0])
+
+
+def _layer_index(key: str, source: Layout, target: Layout, origin: Entry, entry: Entry) -> list[int]:
+    """Index along axis 0 of the source for every layer of the target: the layer at the same relative depth, or the
+    nearest that has this tensor (the last block of SD3 lacks some)."""
+    name = target.stack_of[key]
+    layers = resize.relative_layers(source.depths[name], target.depths[name])
+    members = list(origin.names)
+    return [min(range(len(members)), key=lambda i: abs(members[i] - layers[layer])) for layer in entry.names]

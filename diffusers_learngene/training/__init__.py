@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the example scripts share; each module is imported by its own name, so that this import costs nothing.
+
+data        images by class (scikit-learn's digits by default) and cached latents
+sampler     which samples and random numbers a step uses: pure functions of (seed, step)
+loop        the training loop, with exact resume
+checkpoints whole or not there
+tracking    the accelerator and its trackers
+diffusion   noise, loss, validation and sampling of class-conditional diffusion models
+plots       grids of samples and curves
+"""

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training checkpoints that are whole or not there.
+
+`output_dir/checkpoint-<step>` holds what accelerate saves (weights, optimiser, random states of each process), the
+moving average in `ema.safetensors`, and `trainer_state.json`: the step, the learning-rate schedule, the run's
+signature and its history. All of it is written to `tmp-checkpoint-<step>` first and renamed when complete; deleting
+renames first, too. So a process killed at any moment leaves the last good checkpoint, and folders whose name starts
+with `tmp-` never count.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+
+__all__ = ["list_checkpoints", "load_checkpoint", "resolve_checkpoint", "save_checkpoint"]
+
+STATE_FILE = "trainer_state.json"
+EMA_FILE = "ema.safetensors"
+
+
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The complete checkpoints in `output_dir`, by step."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(output_dir).glob("checkpoint-*")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def resolve_checkpoint(output_dir: str | os.PathLike[str], resume_from_checkpoint: str | None) -> Path | None:
+    """The checkpoint to resume from, or `None` to start anew.
+
+    Args:
+        output_dir: Where the checkpoints of this training are.
+        resume_from_checkpoint: "latest" (the last one in `output_dir`, if there is one), the path of a checkpoint, the
+            name of one in `output_dir`, or `None`.
+
+    Raises:
+        ValueError: When there is no such checkpoint; and when there are checkpoints, but nothing was said about them.
+    """
+    existing = list_checkpoints(output_dir)
+    if resume_from_checkpoint is None:
+        if existing:
+            raise ValueError(
+                f"output_dir={str(output_dir)!r} already holds {existing[-1].name}: resume_from_checkpoint='latest' "
+                "continues it; to start anew take another output_dir, or delete the checkpoints."
+            )
+        return None
+    if resume_from_checkpoint == "latest":
+        return existing[-1] if existing else None
+    for path in (Path(resume_from_checkpoint), Path(output_dir, resume_from_checkpoint)):
+        if path.is_dir():
+            return path
+    names = [path.name for path in existing] or "no checkpoints"
+    raise ValueError(
+        f"resume_from_checkpoint={resume_from_checkpoint!r} is not a folder, nor is it one in {str(output_dir)!r}, "
+        f"where there are {names}; 'latest' takes the last of them."
+    )
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | os.PathLike[str],
+    state: dict[str, Any],
+    *,
+    ema: EMAModel | None = None,
+    ema_names: list[str] | None = None,
+    total_limit: int | None = None,
+) -> Path:
+    """Write `output_dir/checkpoint-<state["step"]>`; called on every process, after which at most `total_limit` are
+    left.
+
+    Args:
+        state: JSON data; "step" names the checkpoint.
+        ema, ema_names: The moving average, and the names of its parameters in its order.
+        total_limit: Checkpoints to keep, this one included; the oldest go, once this one is in place.
+    """
+    path = Path(output_dir, f"checkpoint-{state['step']}")
+    unfinished = path.with_name(f"tmp-{path.name}")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    if accelerator.is_main_process:
+        if ema is not None:
+            tensors = zip(ema_names or [], ema.shadow_params, strict=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors}, unfinished / EMA_FILE)
+        (unfinished / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _discard(path)
+        unfinished.rename(path)
+        others = [other for other in list_checkpoints(output_dir) if other != path]
+        for other in others[: max(0, len(others) + 1 - total_limit)] if total_limit else []:
+            _discard(other)
+    accelerator.wait_for_everyone()
+    return path
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint such that it is never seen half deleted."""
+    if path.exists():
+        doomed = path.with_name(f"tmp-deleted-{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def load_checkpoint(
+    accelerator: Accelerator,
+    path: Path,
+    signature: dict[str, Any],
+    *,
+    ema: EMAModel | None = None,
+    ema_names: list[str] | None = None,
+) -> dict[str, Any]:
+    """Load what `save_checkpoint` wrote into the prepared objects, and return its `state`; called on every process.
+
+    Args:
+        signature: Must equal `state["signature"]`: what has to be the same for the training to go on as it would have.
+
+    Raises:
+        ValueError: For a checkpoint that is damaged, or of another training.
+    """
+    try:
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        changed = {key: (state["signature"].get(key), value) for key, value in signature.items()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if changed := {key: (then, now) for key, (then, now) in changed.items() if then != now}:
+        changes = ", ".join(f"{key}={now!r} (there {then!r})" for key, (then, now) in changed.items())
+        raise ValueError(
+            f"resume_from_checkpoint={str(path)!r} is of a training with other settings than {changes}: give the same "
+            "ones, or start anew in another output_dir."
+        )
+    try:
+        accelerator.load_state(str(path))
+        if ema is not None:
+            shadow = load_file(path / EMA_FILE)
+            for name, tensor in zip(ema_names or [], ema.shadow_params, strict=True):
+                tensor.copy_(shadow[name])
+            ema.optimization_step = state["step"]
+    except Exception as error:  # whatever torch, safetensors and accelerate raise for a file cut short
+        raise ValueError(_damaged(path, error)) from error
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    others = [other.name for other in list_checkpoints(path.parent) if other != path]
+    return (
+        f"resume_from_checkpoint={str(path)!r} cannot be read ({type(error).__name__}: {error}). "
+        + (f"Resume from one of {others} beside it, or start" if others else "Start")
+        + " anew in another output_dir."
+    )

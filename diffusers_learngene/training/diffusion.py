@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class-conditional diffusion with epsilon prediction: noise, loss, validation, samples.
+
+Written for `DiTTransformer2DModel` and whatever is called like it: `model(x, timestep=t, class_labels=y).sample`.
+Images are (N, C, H, W) tensors, pixels in [-1, 1] or scaled latents alike; the class after the last, `num_classes`, is
+the null class of classifier-free guidance.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, default_collate
+
+from ..dit import drop_labels
+from .sampler import seeded_generator
+
+
+__all__ = ["ValidationBank", "denoising_loss", "noise_scheduler", "predict_noise", "sample"]
+
+
+def noise_scheduler(latents: bool) -> DDPMScheduler:
+    """The noise of 1,000 steps: DiT's linear schedule for latents, the cosine one for pixels.
+
+    A few pixels carry little redundancy: the linear schedule would drown them in the first third of its steps.
+    """
+    if latents:
+        return DDPMScheduler(beta_schedule="linear", clip_sample=False)
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
+
+
+def predict_noise(
+    model: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """The predicted noise, (N, C, H, W) as `noisy`; of a model with learned variances (2C channels), the first half.
+
+    Args:
+        noisy: (N, C, H, W).
+        timesteps: (N,), whole numbers from 0 to 999.
+        labels: (N,), whole numbers from 0 to the null class.
+    """
+    return model(noisy, timestep=timesteps, class_labels=labels).sample[:, : noisy.shape[1]]
+
+
+def denoising_loss(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    scheduler: DDPMScheduler,
+    generator: torch.Generator,
+    *,
+    num_classes: int,
+    label_dropout: float = 0.1,
+) -> torch.Tensor:
+    """The mean squared error of the predicted noise at random timesteps, a scalar.
+
+    Learned variances are neither used nor trained by it.
+
+    Args:
+        images: (N, C, H, W).
+        labels: (N,).
+        generator: A CPU generator for noise, timesteps and dropped labels: the draws are the same on every device.
+        label_dropout: The probability of the null class, one draw per sample.
+    """
+    noise, timesteps = _draw(images, scheduler, generator)
+    labels = drop_labels(labels, label_dropout, num_classes, generator)
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    return F.mse_loss(predict_noise(model, noisy, timesteps, labels).float(), noise.float())
+
+
+def _draw(
+    images: torch.Tensor, scheduler: DDPMScheduler, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and uniform timesteps for `images`, on their device."""
+    noise = randn_tensor(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    steps = scheduler.config["num_train_timesteps"]
+    timesteps = torch.randint(steps, images.shape[:1], generator=generator, device=generator.device)
+    return noise, timesteps.to(images.device)
+
+
+class ValidationBank:
+    """A fixed set of noised validation images: the same question for every model, so that small differences count.
+
+    The timesteps are stratified: sample i of n gets one from the i-th of n equal intervals, so that their spread over
+        the
+    noise levels, which dominates the variance of a plain Monte Carlo loss, adds nothing.
+
+    Args:
+        dataset: Of {"images": (C, H, W), "labels": int}.
+        scheduler: Adds the noise.
+        num_samples: Images in the bank: evenly spread over a larger data set; of a smaller one each several times,
+            with other noise.
+        seed: Of noise and timesteps.
+        device: Where the bank is kept.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        scheduler: DDPMScheduler,
+        *,
+        num_samples: int = 1024,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        length = len(dataset)  # type: ignore[arg-type]
+        if num_samples < 1 or length < 1:
+            raise ValueError(f"num_samples={num_samples} of a dataset of {length}: a loss needs at least one of each.")
+        generator = seeded_generator(seed)
+        chosen = [i * length // num_samples if length > num_samples else i % length for i in range(num_samples)]
+        batch = default_collate([dataset[index] for index in chosen])
+        images, self.labels = batch["images"].to(device), batch["labels"].to(device)
+        self.noise = randn_tensor(images.shape, generator=generator, dtype=images.dtype).to(device)  # (n, C, H, W)
+        strata = (torch.arange(num_samples) + torch.rand(num_samples, generator=generator)) / num_samples  # in [0, 1)
+        strata = strata[torch.randperm(num_samples, generator=generator)]
+        steps = scheduler.config["num_train_timesteps"]
+        self.timesteps = (strata * steps).long().clamp(max=steps - 1).to(device)  # (n,)
+        self.noisy = scheduler.add_noise(images, self.noise, self.timesteps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module, batch_size: int = 512) -> float:
+        """The mean squared error of the noise that `model`, in the mode it is in, predicts with the true labels."""
+        total = 0.0
+        for rows in torch.arange(len(self), device=self.labels.device).split(batch_size):
+            predicted = predict_noise(model, self.noisy[rows], self.timesteps[rows], self.labels[rows])
+            total += F.mse_loss(predicted.float(), self.noise[rows].float()).item() * len(rows)
+        return total / len(self)
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    labels: torch.Tensor,
+    scheduler: DDPMScheduler,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    generator: torch.Generator,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+) -> torch.Tensor:
+    """Images of the classes `labels`, (N, C, H, W), by DDIM with classifier-free guidance as in `DiTPipeline`.
+
+    Args:
+        labels: (N,), on the model's device.
+        scheduler: The one trained with; DDIM takes over its noise levels.
+        shape: (C, H, W) of an image, or of a latent (then `data.decode_latents` makes images of them).
+        num_classes: The null class.
+        generator: Of the first noise; the rest is deterministic. Of the CPU: the same noise on every device.
+        num_inference_steps: Calls of the model.
+        guidance_scale: 1 samples without guidance, at half the cost.
+    """
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(num_inference_steps)
+    guided = guidance_scale > 1
+    images = randn_tensor((len(labels), *shape), generator=generator, device=labels.device)
+    both = torch.cat([labels, torch.full_like(labels, num_classes)]) if guided else labels  # (2N,) or (N,)
+    for timestep in ddim.timesteps:
+        inputs = torch.cat([images, images]) if guided else images
+        noise = predict_noise(model, inputs, timestep.to(labels.device).expand(len(inputs)), both)
+        if guided:
+            conditional, unconditional = noise.chunk(2)
+            noise = unconditional + guidance_scale * (conditional - unconditional)
+        images = ddim.step(noise, timestep, images).prev_sample
+    return images

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two pictures: samples of several models, one row each, and curves in small panels.
+
+matplotlib's objects, not `pyplot`: no global state, no window system, and no import until a picture is drawn.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+__all__ = ["curves", "image_grid"]
+
+# Okabe and Ito's colours: told apart by the colour-blind, too. The first is for what matters most.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+INK, FAINT = "#222222", "#DDDDDD"
+
+
+def image_grid(
+    rows: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    *,
+    column_labels: Sequence[str] = (),
+    title: str | None = None,
+) -> None:
+    """Draw images as a grid: one row per model, its name on the left, the labels above the columns.
+
+    Args:
+        rows: (n, C, H, W) in [-1, 1] by name, C = 1 or 3, all of one size; rows may differ in n.
+        path: Of the picture; its ending says the format.
+        column_labels: Above the columns, as many as there are.
+        title: Above everything.
+    """
+    if not rows:
+        raise ValueError("rows is empty: there is nothing to draw.")
+    images = {name: _pixels(batch) for name, batch in rows.items()}
+    sizes = {batch.shape[1:] for batch in images.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"rows holds images of several sizes, (H, W, C) = {sorted(sizes)}: draw a grid for each.")
+    height, width, channels = sizes.pop()
+    columns = max(len(batch) for batch in images.values())
+    if column_labels and len(column_labels) != columns:
+        raise ValueError(f"column_labels has {len(column_labels)} entries for {columns} columns.")
+
+    zoom = max(1, math.ceil(96 / max(height, width)))  # so that no viewer blurs a few pixels
+    gap = max(2, zoom * max(height, width) // 16)
+    cell_height, cell_width = zoom * height + gap, zoom * width + gap
+    canvas = np.full((len(images) * cell_height - gap, columns * cell_width - gap, channels), 255, np.uint8)
+    for row, batch in enumerate(images.values()):
+        for column, image in enumerate(batch):
+            top, left = row * cell_height, column * cell_width
+            canvas[top : top + zoom * height, left : left + zoom * width] = image.repeat(zoom, 0).repeat(zoom, 1)
+
+    inches = 0.62 / (zoom * max(height, width))  # per pixel of the canvas
+    figure = _figure(canvas.shape[1] * inches, canvas.shape[0] * inches)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(canvas.repeat(3, 2) if channels == 1 else canvas, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=10, labelcolor=INK, labeltop=True, labelbottom=False, pad=5)
+    middle = zoom * np.array((height, width)) / 2 - 0.5
+    axes.set_yticks([row * cell_height + middle[0] for row in range(len(images))], labels=list(images))
+    axes.set_xticks([column * cell_width + middle[1] for column in range(len(column_labels))], labels=column_labels)
+    if title:
+        axes.set_title(title, fontsize=11, color=INK, pad=12)
+    _save(figure, path, dpi=round(1 / inches))
+
+
+def _pixels(images: torch.Tensor) -> np.ndarray:
+    """(n, C, H, W) in [-1, 1] -> uint8 (n, H, W, C)."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"rows has a tensor of shape {tuple(images.shape)} instead of (n, 1 or 3, H, W).")
+    scaled = (images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: str | os.PathLike[str],
+    *,
+    xlabel: str = "training steps",
+    ylabel: str = "validation loss",
+    log_y: bool = False,
+) -> None:
+    """Draw curves in panels side by side, with one scale and one legend for all.
+
+    A series has the same colour in every panel. A series of a single point is a model that is not trained any further: a
+    dot, and a dashed line at its level to compare with.
+
+    Args:
+        panels: {title: {series: [(x, y), ...]}}; what is not finite is left out.
+        path: Of the picture; its ending says the format.
+        log_y: A logarithmic vertical axis.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    if not names:
+        raise ValueError("panels is empty: there is nothing to draw.")
+    colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
+    dashes = {name: "-" if index < len(COLORS) else ":" for index, name in enumerate(names)}
+
+    across = min(len(panels), 4)
+    down = math.ceil(len(panels) / across)
+    figure = _figure(max(4.8, 3.1 * across), 2.8 * down + 0.5, layout="constrained")
+    grid = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    handles: dict[str, Any] = {}
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+        for name, points in series.items():
+            points = [(x, y) for x, y in points if math.isfinite(y)]
+            x, y = [point[0] for point in points], [point[1] for point in points]
+            style = {"color": colors[name], "markersize": 4 if len(points) <= 20 else 0, "marker": "o"}
+            (handles[name],) = axes.plot(x, y, label=name, linewidth=1.8, linestyle=dashes[name], **style)
+            if len(points) == 1:
+                axes.axhline(y[0], color=colors[name], linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+        axes.grid(color=FAINT, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["bottom", "left"]].set_color("#999999")
+        axes.tick_params(color="#999999", labelcolor=INK, labelsize=9, which="both")
+        if log_y:
+            _plain_log_axis(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel(xlabel, fontsize=10, color=INK)
+    figure.supylabel(ylabel, fontsize=10, color=INK)
+    figure.legend(
+        handles=[handles[name] for name in names],
+        loc="outside upper center",
+        ncols=min(len(names), 2 + across),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=INK,
+    )
+    _save(figure, path, dpi=150)
+
+
+def _plain_log_axis(axes: Any) -> None:
+    """A logarithmic axis with a few plain numbers, 0.1 0.2 0.5 1, even where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _figure(width: float, height: float, layout: str | None = None) -> Any:
+    """A white figure of this size in inches, drawn by Agg whatever the machine is set up for."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | os.PathLike[str], dpi: int) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.12)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PEFT methods: adapters whose layers share a learngene. What they have in common is in `base_*.py`."""
+
+from .wave import WAVEConfig, WAVEModel
+
+
+__all__ = ["WAVEConfig", "WAVEModel"]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the configs of all learngene methods have in common.
+
+A config may come from a stranger's JSON, so that every field is checked for type and range before anything is
+allocated, and no field names a module to import, a path or a URL.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+
+Mode = Literal["add", "generate"]
+Bias = Literal["none", "all", "learngene_only"]
+
+# Targets given as one string are regular expressions (PEFT's convention), and long ones can be made slow.
+MAX_PATTERN_LENGTH = 4096
+# 8 GiB of fp32 in one tensor: no bank of any published model comes near it.
+MAX_NUMBERS = 2**31
+
+
+@dataclass
+class LearngeneConfig(PeftConfig):
+    """Fields of every learngene method; `WAVEConfig` documents the whole.
+
+    Args:
+        target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
+            Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
+        exclude_modules: layers to leave out: names or endings of names, or one regular expression.
+        modules_to_save: modules to train and save in full beside the adapter.
+        layers_to_transform: numbers of the blocks to adapt. Default: all.
+        layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
+        mode: `"add"` adds the shared weights to the pre-trained ones; `"generate"` replaces these and frees them.
+        share_qkv: whether q, k and v of one attention share, as rows of the one matrix that the papers write.
+        bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
+        init_weights: whether `"add"` starts as the identity. False: random, which is of use in tests.
+
+    Raises:
+        ValueError: a field has the wrong type or an impossible value.
+    """
+
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    mode: Mode = "add"
+    share_qkv: bool = True
+    bias: Bias = "none"
+    init_weights: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target_modules", "exclude_modules"):
+            value = check_names(name, getattr(self, name))
+            setattr(self, name, value if value is None or isinstance(value, str) else set(value))
+        self.modules_to_save = check_names("modules_to_save", self.modules_to_save, pattern=False)
+        self.layers_pattern = check_names("layers_pattern", self.layers_pattern)
+        if self.layers_to_transform is not None:
+            layers = self.layers_to_transform
+            for layer in layers if isinstance(layers, list | tuple) else [layers]:
+                check_integer("layers_to_transform", layer, least=0)
+            self.layers_to_transform = list(layers) if isinstance(layers, list | tuple) else layers
+        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("bias", self.bias, get_args(Bias))
+        check_choice("share_qkv", self.share_qkv, (True, False))
+        check_choice("init_weights", self.init_weights, (True, False))
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern says what layers_to_transform counts: give layers_to_transform as well.")
+        if (
+            self.layers_to_transform is not None
+            and isinstance(self.target_modules, str)
+            and self.target_modules.lower() != "all-linear"
+        ):
+            raise ValueError(
+                f"layers_to_transform has no effect on a regular expression (target_modules={self.target_modules!r}): "
+                "give target_modules as a list, or the layer numbers in the expression."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as JSON has them; sets are sorted, so that equal configs make equal files."""
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise a ValueError unless `value` is one of `choices` (1 is not True)."""
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.")
+
+
+def check_integer(name: str, value: Any, least: int = 1, most: int = MAX_NUMBERS) -> None:
+    """Raise a ValueError unless `value` is a whole number between `least` and `most` (True is not a number)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r} must be a whole number between {least} and {most}.")
+
+
+def check_numbers(name: str, size: Iterable[int]) -> None:
+    """Raise a ValueError unless every side of `size` and their product are sane for one tensor."""
+    numbers = 1
+    for side in size:
+        check_integer(name, side)
+        numbers *= side
+    if numbers > MAX_NUMBERS:
+        raise ValueError(f"{name}={tuple(size)} asks for a tensor of {numbers} numbers, more than {MAX_NUMBERS}.")
+
+
+def check_names(name: str, value: Any, pattern: bool = True) -> Any:
+    """Names as a list, or a pattern as it is.
+
+    Raises:
+        ValueError: neither, or longer than `MAX_PATTERN_LENGTH`.
+    """
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) and pattern else value
+    if not isinstance(given, list | tuple | set) or not all(isinstance(item, str) for item in given):
+        kinds = "a list of names or one pattern" if pattern else "a list of names"
+        raise ValueError(f"{name}={value!r} must be {kinds}.")
+    for item in given:
+        if len(item) > MAX_PATTERN_LENGTH:
+            raise ValueError(f"{name} holds a string of {len(item)} characters, more than {MAX_PATTERN_LENGTH}.")
+    return value if isinstance(value, str) else list(value)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+from importlib.resources import files
+
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+
+
+FULL = {
+    "repo_id": "me/wave-dit-b",
+    "revision": "v1",
+    "method": "WAVE",
+    "architecture": "DiTTransformer2DModel",
+    "ancestry": "facebook/DiT-XL-2-256",
+    "num_parameters": 12_345_678,
+    "ancestry_parameters": 749_832_100,
+    "seen_sizes": [{"num_layers": 6}, {"num_layers": 12, "num_attention_heads": 8}, {}],
+    "base_config": {"num_layers": 28, "attention_head_dim": 72, "num_attention_heads": 16},
+    "results": [{"layers": 6, "FID": 12.5, "start": "wave|elastic"}, {"layers": 12, "FID": 10.25}],
+    "images": ["samples.png"],
+    "training": {"steps": 2000, "seed": 0, "dataset": "digits"},
+    "version": "0.1.0",
+    "commit": "0123abc",
+}
+
+
+def render(tags=("learngene", "wave"), **variables):
+    data = ModelCardData(license="cc-by-nc-4.0", library_name="diffusers-learngene", tags=list(tags))
+    template = (files("diffusers_learngene.hub_cards") / "wave.md").read_text(encoding="utf-8")
+    return ModelCard.from_template(data, template_str=template, **variables)
+
+
+@pytest.mark.parametrize("variables", [FULL, {"repo_id": None, "results": None}, {}], ids=["full", "none", "missing"])
+def test_card_is_valid(variables):
+    card = ModelCard(render(**variables).content)
+    assert card.data.library_name == "diffusers-learngene"
+    assert card.data.tags == ["learngene", "wave"]
+    assert card.data.license == "cc-by-nc-4.0"
+    assert not any(mark in card.content for mark in ("{{", "}}", "{%", "%}", "None,", "Undefined", "\n\n\n"))
+    assert all(line == line.rstrip() for line in card.content.splitlines())
+    code = card.text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+
+
+def test_full_card():
+    text = render(**FULL).text
+    assert "# wave-dit-b\n" in text
+    assert 'Learngene.from_pretrained("me/wave-dit-b", revision="v1")' in text
+    assert "12,345,678 parameters, 1.6% of the 749,832,100" in text
+    assert "[facebook/DiT-XL-2-256](https://huggingface.co/facebook/DiT-XL-2-256)" in text
+    assert "- `num_layers=6`\n- `num_layers=12, num_attention_heads=8`\n- the size of the ancestry\n" in text
+    table = "| layers | FID | start |\n| --- | --- | --- |\n| 6 | 12.5 | wave\\|elastic |\n| 12 | 10.25 |  |\n"
+    assert table in text
+    assert "![samples.png](samples.png)" in text
+    assert "`cc-by-nc-4.0`" in text and "- steps: `2000`" in text and "commit `0123abc`" in text
+
+
+def test_keys_follow_the_architecture():
+    assert "descend(num_hidden_layers=6)" in render(base_config={"num_hidden_layers": 12}).text
+    assert "descend(num_layers=6)" in render().text
