@@ -142,7 +142,7 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
             f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks hold a matrix of the same "
             "role and shape), so there is nothing that its layers could share."
         )
-    owners = Counter(id(unwrap(module)) for _, module in model.named_modules(remove_duplicate=False))
+    owners = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     return [
         Matrix(f"{stack}.{layer}.{role}", stack, int(layer), role, shape)
         for stack, blocks in stacks.items()

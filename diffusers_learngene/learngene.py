@@ -142,7 +142,7 @@ class Learngene(
         config = override_config(self.config.architecture, self.config.base_config, overrides)
         target = self.layout(config)
         resized = resize_tensors(self.size_tensors(0), self.layouts[0], target, self.templates)
-        self.tensors |= {f"sizes.{len(self.config.widths)}.{key}": value for key, value in resized.items()}
+        self.tensors |= {f"sizes.{len(self.config.widths)}.{key}": value.clone() for key, value in resized.items()}
         self.config.widths.append(dict(overrides))
         self.__dict__.pop("layouts", None)
 
@@ -336,6 +336,7 @@ def generated_model(
         for name, tensor in zip(entry.names.values(), slices, strict=True):
             module_path, _, attribute = name.rpartition(".")
             if entry.group:
+                state[f"{module_path}.base_layer.weight"] = torch.empty(0)  # dropped, but no longer a meta tensor
                 name = f"{module_path}.learngene_wave_scaler.default.weight"
             elif hasattr(model.get_submodule(module_path), "base_layer"):
                 name = f"{module_path}.base_layer.{attribute}"

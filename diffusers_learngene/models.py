@@ -112,3 +112,24 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
                 tensors[f"{path}.{name}" if path else name] = buffer
     return tensors
+
+
+def size_overrides(config: dict, depth: int, heads: int | None = None) -> dict:
+    """Config overrides for a depth and, for another width, a number of heads of the same head dimension.
+
+    Understands both ways of saying a width: heads x attention_head_dim (diffusers), and hidden_size with its
+    intermediate_size (transformers). "Width" scales both alike.
+
+    Raises:
+        ValueError: the config has no depth or no heads by these names; use config overrides directly then.
+    """
+    depth_key = next((key for key in ("num_layers", "num_hidden_layers", "n_layer") if key in config), None)
+    if depth_key is None or (heads is not None and "num_attention_heads" not in config):
+        raise ValueError(f"depth={depth}, heads={heads}: this config has other names for them: {sorted(config)}.")
+    if heads is None or heads == config["num_attention_heads"]:
+        return {depth_key: depth}
+    overrides = {depth_key: depth, "num_attention_heads": heads}
+    for key in ("hidden_size", "intermediate_size", "num_key_value_heads"):
+        if isinstance(config.get(key), int):
+            overrides[key] = config[key] * heads // config["num_attention_heads"]
+    return overrides

@@ -8,13 +8,21 @@ trained already (compare slimmable and once-for-all networks, which keep the ful
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.data import Dataset
 
 from ..layout import resize_tensors, unstack
 from ..learngene import Learngene
 from ..models import empty_model, override_config
+from .loop import TrainingOptions, train
+from .sampler import seeded_generator
+from .tasks import Task
 
 
 class ElasticModel(nn.Module):
@@ -52,17 +60,12 @@ class ElasticModel(nn.Module):
 
     def forward(self, size: int, *args: object, **kwargs: object) -> object:
         width, source, target, (skeleton,) = self._plans[size]
-        device = next(iter(self.tensors.values())).device
-        for buffer in skeleton.buffers():
-            if buffer.device != device:
-                buffer.data = buffer.data.to(device)
-        state = (
-            unstack(resize_tensors(self._named(f"sizes.{width}."), source, target, templates), target, templates)
-            if (templates := self._named("templates."))
-            else {}
-        )
+        templates = self._named("templates.")
+        tensors = resize_tensors(self._named(f"sizes.{width}."), source, target, templates)
+        for buffer in skeleton.buffers():  # not registered here, so that nothing else moves them
+            buffer.data = buffer.data.to(next(self.parameters()).device)
         skeleton.train(self.training)
-        return functional_call(skeleton, state, args, kwargs)
+        return functional_call(skeleton, unstack(tensors, target, templates), args, kwargs)
 
     def _named(self, prefix: str) -> dict[str, Tensor]:
         start = _encode(prefix)
@@ -80,6 +83,12 @@ class ElasticModel(nn.Module):
             {"params": scalers, "lr": scaler_learning_rate, "weight_decay": 0.0},
         ]
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute every block in the backward pass, in every size."""
+        for _, _, _, (skeleton,) in self._plans:
+            enable = getattr(skeleton, "gradient_checkpointing_enable", None) or skeleton.enable_gradient_checkpointing
+            enable()
+
     def learngene(self) -> Learngene:
         """The learngene with its tensors as they are now, and the sizes that it was condensed for."""
         config = self.origin.config
@@ -93,3 +102,48 @@ def _encode(key: str) -> str:
 
 def _decode(key: str) -> str:
     return key.replace("/", ".")
+
+
+def draw_size(weights: Sequence[float], seed: int, step: int) -> int:
+    """The size that all processes train at a step, drawn by weight: a pure function of (seed, step)."""
+    generator = seeded_generator(seed, step, 1 << 20)  # no shard of the batch has this number
+    return int(torch.multinomial(torch.tensor(weights, dtype=torch.float64), 1, generator=generator))
+
+
+def distil(
+    accelerator: Accelerator,
+    learngene: Learngene,
+    ancestry: nn.Module,
+    task: Task,
+    dataset: Dataset[Any],
+    sizes: Sequence[dict],
+    options: TrainingOptions,
+    *,
+    output_dir: str,
+    size_weights: Sequence[float] | None = None,
+    scaler_learning_rate: float = 5e-3,
+) -> tuple[Learngene, list[dict[str, float]]]:
+    """Distil an ancestry model into a learngene that serves all of `sizes` (one size: the papers' auxiliary model).
+
+    Args:
+        sizes: config overrides; their widths must be among the learngene's.
+        size_weights: how often each is drawn; default: equally often.
+        options: `learning_rate` is that of the templates.
+        scaler_learning_rate: of the scalers.
+
+    Returns:
+        The distilled learngene and the history of `training.loop.train`.
+    """
+    elastic = ElasticModel(learngene, sizes)
+    weights = list(size_weights) if size_weights is not None else [1.0] * len(sizes)
+    ancestry.to(accelerator.device).eval().requires_grad_(False)
+
+    def loss_fn(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
+        student = partial(model, draw_size(weights, options.seed, step))
+        return task.distillation_loss(student, ancestry, batch, generator)
+
+    groups = elastic.param_groups(options.learning_rate, scaler_learning_rate)
+    history = train(
+        accelerator, elastic, loss_fn, dataset, options, output_dir=output_dir, name="condense", param_groups=groups
+    )
+    return elastic.learngene(), history

@@ -20,7 +20,7 @@ from ..dit import drop_labels
 from .sampler import seeded_generator
 
 
-__all__ = ["ValidationBank", "denoising_loss", "noise_scheduler", "predict_noise", "sample"]
+__all__ = ["ValidationBank", "denoising_loss", "draw_noise", "noise_scheduler", "predict_noise", "sample"]
 
 
 def noise_scheduler(latents: bool) -> DDPMScheduler:
@@ -66,13 +66,13 @@ def denoising_loss(
         generator: A CPU generator for noise, timesteps and dropped labels: the draws are the same on every device.
         label_dropout: The probability of the null class, one draw per sample.
     """
-    noise, timesteps = _draw(images, scheduler, generator)
+    noise, timesteps = draw_noise(images, scheduler, generator)
     labels = drop_labels(labels, label_dropout, num_classes, generator)
     noisy = scheduler.add_noise(images, noise, timesteps)
     return F.mse_loss(predict_noise(model, noisy, timesteps, labels).float(), noise.float())
 
 
-def _draw(
+def draw_noise(
     images: torch.Tensor, scheduler: DDPMScheduler, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise and uniform timesteps for `images`, on their device."""

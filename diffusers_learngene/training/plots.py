@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -88,8 +88,8 @@ def curves(
 ) -> None:
     """Draw curves in panels side by side, with one scale and one legend for all.
 
-    A series has the same colour in every panel. A series of a single point is a model that is not trained any further: a
-    dot, and a dashed line at its level to compare with.
+    A series has the same colour in every panel. A series of a single point is a model that is not trained any further:
+    a dot, and a dashed line at its level to compare with.
 
     Args:
         panels: {title: {series: [(x, y), ...]}}; what is not finite is left out.
@@ -102,12 +102,12 @@ def curves(
     colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
     dashes = {name: "-" if index < len(COLORS) else ":" for index, name in enumerate(names)}
 
-    across = min(len(panels), 4)
-    down = math.ceil(len(panels) / across)
+    down = math.ceil(len(panels) / 4)
+    across = math.ceil(len(panels) / down)
     figure = _figure(max(4.8, 3.1 * across), 2.8 * down + 0.5, layout="constrained")
     grid = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     handles: dict[str, Any] = {}
-    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+    for index, (axes, (title, series)) in enumerate(zip(grid, panels.items(), strict=False)):
         for name, points in series.items():
             points = [(x, y) for x, y in points if math.isfinite(y)]
             x, y = [point[0] for point in points], [point[1] for point in points]
@@ -121,20 +121,22 @@ def curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["bottom", "left"]].set_color("#999999")
         axes.tick_params(color="#999999", labelcolor=INK, labelsize=9, which="both")
+        axes.xaxis.set_tick_params(labelbottom=index + across >= len(panels))  # also above a panel left empty
         if log_y:
             _plain_log_axis(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel(xlabel, fontsize=10, color=INK)
     figure.supylabel(ylabel, fontsize=10, color=INK)
-    figure.legend(
-        handles=[handles[name] for name in names],
-        loc="outside upper center",
-        ncols=min(len(names), 2 + across),
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=INK,
-    )
+    if len(names) > 1:
+        figure.legend(
+            handles=[handles[name] for name in names],
+            loc="outside upper center",
+            ncols=min(len(names), 2 + across),
+            frameon=False,
+            fontsize=9.5,
+            labelcolor=INK,
+        )
     _save(figure, path, dpi=150)
 
 
@@ -148,7 +150,7 @@ def _plain_log_axis(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _figure(width: float, height: float, layout: str | None = None) -> Any:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Any:
     """A white figure of this size in inches, drawn by Agg whatever the machine is set up for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -115,4 +115,4 @@ class WAVEConfig(LearngeneConfig):
 
 
 def _both(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+    return size if isinstance(size, tuple) else (size, size)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WAVE as a PEFT method."""
+
+import torch
+from torch import nn
+
+from ...blocks import Group, Matrix
+from ...functional import wave
+from ...integrations import LearngenePeftType
+from ..base_layer import Scaler
+from ..base_model import LearngeneModel
+from .config import WAVEConfig
+from .layer import Conv2d, Linear, TemplateBank, WAVELayer
+
+
+class WAVEModel(LearngeneModel):
+    """A model with WAVE adapters; `get_peft_model(model, WAVEConfig(...))` makes one.
+
+    Source: WAVE, https://arxiv.org/abs/2406.17503.
+    """
+
+    prefix = LearngenePeftType.LEARNGENE_WAVE.prefix
+    tuner_layer_cls = WAVELayer
+    linear_cls = Linear
+    conv_cls = Conv2d
+
+    def _check_config(self, config: WAVEConfig, groups: list[Group]) -> None:
+        unknown = set(config.template_pattern or ()) - {group.key for group in groups}
+        if unknown:
+            raise ValueError(
+                f"template_pattern names the groups {sorted(unknown)}, but this model has "
+                f"{[group.key for group in groups]}."
+            )
+        for group in groups:
+            config.size_of(group)
+
+    def _create_bank(self, config: WAVEConfig, group: Group) -> TemplateBank:
+        bank = TemplateBank(*config.size_of(group))
+        if not bank.templates.is_meta:
+            with torch.no_grad():
+                bank.templates.copy_(wave.random_init(group.shapes, bank.size[0], bank.size[1:]))
+        return bank
+
+    def _create_scaler(self, config: WAVEConfig, bank: TemplateBank, matrix: Matrix) -> Scaler:
+        scaler = Scaler(bank.size[0], *wave.grid(matrix.shape, bank.size[1:]))
+        if config.mode == "add" and config.init_weights:
+            nn.init.zeros_(scaler.weight)
+        else:
+            nn.init.normal_(scaler.weight)
+        return scaler
