@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learngenes for diffusers: one small artefact, from which models of any depth and width are built.
 
-Importing the package registers its methods with PEFT.
+Importing the package registers its methods with PEFT; it costs PEFT's import and little more, because `Learngene`, which
+needs diffusers, is imported when it is first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .integrations import register_peft_methods
 from .tuners import WAVEConfig, WAVEModel
 
 
+if TYPE_CHECKING:
+    from .learngene import Learngene, LearngeneError
+
 __version__ = "0.1.0"
 
-__all__ = ["WAVEConfig", "WAVEModel", "__version__"]
+__all__ = ["Learngene", "LearngeneError", "WAVEConfig", "WAVEModel", "__version__"]
 
 register_peft_methods()
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Learngene", "LearngeneError"):
+        from . import learngene
+
+        return getattr(learngene, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -29,6 +30,10 @@ QKV_FAMILIES = (
     ("q_lin", "k_lin", "v_lin"),
     ("q", "k", "v"),
 )
+
+
+# torch reads the weights of its fused attention past the modules; PEFT's wrapper holds several copies of one module.
+_OPAQUE = (nn.MultiheadAttention, AuxiliaryTrainingWrapper)
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class Group:
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The layer below PEFT wrappers."""
-    while hasattr(module, "base_layer"):
-        module = module.base_layer
+    while isinstance(below := getattr(module, "base_layer", None), nn.Module):
+        module = below
     return module
 
 
@@ -76,6 +81,8 @@ def matrix_shape(module: nn.Module) -> tuple[int, int] | None:
         return module.nf, module.nx
     if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
         return module.out_channels, module.in_channels
+    if hasattr(module, "qweight") or hasattr(module, "W_q"):  # quantised by GPTQ, AWQ, HQQ, ...: not an nn.Linear
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     return None
 
 
@@ -118,14 +125,14 @@ def _repeats(blocks: nn.Module) -> bool:
 
 
 def _block_matrices(block: nn.Module, path: str = "") -> list[tuple[str, tuple[int, int]]]:
-    """(role, shape) of the matrices below a block, in order, without embedders and torch's fused attention."""
+    """(role, shape) of the matrices below a block, in order, without embedders and `_OPAQUE`."""
     found = []
     for name, child in block.named_children():
         role = f"{path}.{name}" if path else name
         shape = matrix_shape(child)
         if shape is not None:
             found.append((role, shape))
-        elif not type(child).__module__.endswith("embeddings") and not isinstance(child, nn.MultiheadAttention):
+        elif not type(child).__module__.endswith("embeddings") and not isinstance(child, _OPAQUE):
             found += _block_matrices(child, role)
     return found
 
@@ -161,8 +168,8 @@ def group_matrices(matrices: Iterable[Matrix], share_qkv: bool = True) -> list[G
     for matrix in matrices:
         parent, _, leaf = matrix.role.rpartition(".")
         family = next((i for i, names in enumerate(QKV_FAMILIES) if leaf in names and share_qkv), None)
-        unit = (parent, family, matrix.shape[1]) if family is not None else matrix.role
-        siblings.setdefault((matrix.stack, matrix.layer, unit), []).append(matrix)
+        fused = (parent, family, matrix.shape[1]) if family is not None else matrix.role
+        siblings.setdefault((matrix.stack, matrix.layer, fused), []).append(matrix)
 
     groups: dict[tuple, list[Matrix]] = {}
     for unit in siblings.values():

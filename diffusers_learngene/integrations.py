@@ -7,8 +7,13 @@ their values does (`Enum.__hash__` hashes the name), and it has the `.value` tha
 """
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+
+if TYPE_CHECKING:
+    from .tuners.base_config import LearngeneConfig
 
 
 class LearngenePeftType(str, Enum):  # noqa: UP042 (StrEnum would be equal; PEFT's own types derive from both as well)
@@ -41,3 +46,8 @@ def register_peft_methods() -> None:
                 raise KeyError(f"The PEFT method {peft_type.value} is already registered as {table[peft_type]!r}.")
         for table, entry in tables:
             table[peft_type] = entry
+
+
+def learngene_config_class(peft_type: str) -> "type[LearngeneConfig] | None":
+    """The config class of one of our methods, None for every other name."""
+    return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] if peft_type in LearngenePeftType.__members__ else None

@@ -114,22 +114,40 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def size_overrides(config: dict, depth: int, heads: int | None = None) -> dict:
-    """Config overrides for a depth and, for another width, a number of heads of the same head dimension.
-
-    Understands both ways of saying a width: heads x attention_head_dim (diffusers), and hidden_size with its
-    intermediate_size (transformers). "Width" scales both alike.
+def depth_key(config: dict) -> str:
+    """The config key that says how many blocks there are.
 
     Raises:
-        ValueError: the config has no depth or no heads by these names; use config overrides directly then.
+        ValueError: the config has none by a known name.
     """
-    depth_key = next((key for key in ("num_layers", "num_hidden_layers", "n_layer") if key in config), None)
-    if depth_key is None or (heads is not None and "num_attention_heads" not in config):
-        raise ValueError(f"depth={depth}, heads={heads}: this config has other names for them: {sorted(config)}.")
-    if heads is None or heads == config["num_attention_heads"]:
-        return {depth_key: depth}
-    overrides = {depth_key: depth, "num_attention_heads": heads}
-    for key in ("hidden_size", "intermediate_size", "num_key_value_heads"):
-        if isinstance(config.get(key), int):
-            overrides[key] = config[key] * heads // config["num_attention_heads"]
-    return overrides
+    for key in ("num_layers", "num_hidden_layers", "n_layer"):
+        if key in config:
+            return key
+    raise ValueError(f"this config names its depth in another way: {sorted(config)}.")
+
+
+def width_overrides(config: dict, heads: int) -> dict:
+    """Config overrides for a width of that many heads of the same head dimension; empty for the width as it is.
+
+    Understands both ways of saying a width: heads x attention_head_dim (diffusers), and hidden_size with its
+    intermediate_size (transformers).
+    """
+    old = config["num_attention_heads"]
+    if heads == old:
+        return {}
+    scaled = ("hidden_size", "intermediate_size", "num_key_value_heads")
+    sizes = {key: config[key] * heads // old for key in scaled if isinstance(config.get(key), int)}
+    return {"num_attention_heads": heads, **sizes}
+
+
+def size_overrides(config: dict, depth: int, heads: int) -> dict:
+    """Config overrides for a depth and a width of that many heads."""
+    return {depth_key(config): depth, **width_overrides(config, heads)}
+
+
+def enable_gradient_checkpointing_(model: nn.Module) -> None:
+    """Recompute every block in the backward pass; the libraries name it differently."""
+    if isinstance(model, transformers.PreTrainedModel):
+        model.gradient_checkpointing_enable()
+    else:
+        model.enable_gradient_checkpointing()

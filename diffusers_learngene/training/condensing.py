@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from ..layout import resize_tensors, unstack
 from ..learngene import Learngene
-from ..models import empty_model, override_config
+from ..models import empty_model, enable_gradient_checkpointing_, override_config
 from .loop import TrainingOptions, train
 from .sampler import seeded_generator
 from .tasks import Task
@@ -86,8 +86,7 @@ class ElasticModel(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute every block in the backward pass, in every size."""
         for _, _, _, (skeleton,) in self._plans:
-            enable = getattr(skeleton, "gradient_checkpointing_enable", None) or skeleton.enable_gradient_checkpointing
-            enable()
+            enable_gradient_checkpointing_(skeleton)
 
     def learngene(self) -> Learngene:
         """The learngene with its tensors as they are now, and the sizes that it was condensed for."""
@@ -115,35 +114,44 @@ def distil(
     learngene: Learngene,
     ancestry: nn.Module,
     task: Task,
-    dataset: Dataset[Any],
     sizes: Sequence[dict],
     options: TrainingOptions,
     *,
     output_dir: str,
-    size_weights: Sequence[float] | None = None,
     scaler_learning_rate: float = 5e-3,
+    size_weights: Sequence[float] | None = None,
+    gradient_checkpointing: bool = False,
 ) -> tuple[Learngene, list[dict[str, float]]]:
     """Distil an ancestry model into a learngene that serves all of `sizes` (one size: the papers' auxiliary model).
 
     Args:
         sizes: config overrides; their widths must be among the learngene's.
-        size_weights: how often each is drawn; default: equally often.
         options: `learning_rate` is that of the templates.
+        output_dir: of the checkpoints.
         scaler_learning_rate: of the scalers.
+        size_weights: how often each size is drawn; default: equally often.
 
     Returns:
         The distilled learngene and the history of `training.loop.train`.
     """
     elastic = ElasticModel(learngene, sizes)
+    if gradient_checkpointing:
+        elastic.enable_gradient_checkpointing()
     weights = list(size_weights) if size_weights is not None else [1.0] * len(sizes)
-    ancestry.to(accelerator.device).eval().requires_grad_(False)
+    ancestry.to(accelerator.device).eval()
 
     def loss_fn(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
         student = partial(model, draw_size(weights, options.seed, step))
         return task.distillation_loss(student, ancestry, batch, generator)
 
-    groups = elastic.param_groups(options.learning_rate, scaler_learning_rate)
     history = train(
-        accelerator, elastic, loss_fn, dataset, options, output_dir=output_dir, name="condense", param_groups=groups
+        accelerator,
+        elastic,
+        loss_fn,
+        task.train_data,
+        options,
+        output_dir=output_dir,
+        name="condense",
+        param_groups=elastic.param_groups(options.learning_rate, scaler_learning_rate),
     )
     return elastic.learngene(), history

@@ -6,13 +6,13 @@ Images are (N, C, H, W) tensors, pixels in [-1, 1] or scaled latents alike; the 
 the null class of classifier-free guidance.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
@@ -21,6 +21,8 @@ from .sampler import seeded_generator
 
 
 __all__ = ["ValidationBank", "denoising_loss", "draw_noise", "noise_scheduler", "predict_noise", "sample"]
+
+Model = Callable[..., Any]  # called as above: a DiT, an adapted one, or a function around one
 
 
 def noise_scheduler(latents: bool) -> DDPMScheduler:
@@ -33,9 +35,7 @@ def noise_scheduler(latents: bool) -> DDPMScheduler:
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
 
 
-def predict_noise(
-    model: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def predict_noise(model: Model, noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The predicted noise, (N, C, H, W) as `noisy`; of a model with learned variances (2C channels), the first half.
 
     Args:
@@ -47,7 +47,7 @@ def predict_noise(
 
 
 def denoising_loss(
-    model: nn.Module,
+    model: Model,
     images: torch.Tensor,
     labels: torch.Tensor,
     scheduler: DDPMScheduler,
@@ -125,7 +125,7 @@ class ValidationBank:
         return len(self.labels)
 
     @torch.no_grad()
-    def loss(self, model: nn.Module, batch_size: int = 512) -> float:
+    def loss(self, model: Model, batch_size: int = 512) -> float:
         """The mean squared error of the noise that `model`, in the mode it is in, predicts with the true labels."""
         total = 0.0
         for rows in torch.arange(len(self), device=self.labels.device).split(batch_size):
@@ -136,7 +136,7 @@ class ValidationBank:
 
 @torch.no_grad()
 def sample(
-    model: nn.Module,
+    model: Model,
     labels: torch.Tensor,
     scheduler: DDPMScheduler,
     *,

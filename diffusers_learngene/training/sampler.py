@@ -13,13 +13,18 @@ import torch
 from torch.utils.data import Sampler
 
 
-__all__ = ["StepBatchSampler", "seeded_generator"]
+__all__ = ["StepBatchSampler", "derived_seed", "seeded_generator"]
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed made of whole numbers >= 0, such as (seed, step, shard): each tuple gives another, everywhere the same."""
+    # The length goes in, because SeedSequence takes (1, 0) for (1).
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0])
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
-    """A CPU generator seeded by whole numbers >= 0, such as (seed, step, shard): each tuple gives its own stream."""
-    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))
+    """A CPU generator with `derived_seed(*numbers)`."""
+    return torch.Generator().manual_seed(derived_seed(*numbers))
 
 
 class StepBatchSampler(Sampler[list[int]]):

@@ -14,16 +14,15 @@ Either is computed with f(...) built, or factored, whichever takes less arithmet
 """
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from ..blocks import matrix_shape
+from ..blocks import matrix_shape, matrix_to_weight
 from .base_config import LearngeneConfig
 
 
@@ -50,6 +49,10 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names: tuple[str, ...]
     # By adapter, none of it in the state dict: [bank], name of the group, factor, "add" or "generate".
     other_param_names: tuple[str, ...] = ("bank_refs", "group_keys", "scaling", "modes")
+
+    if TYPE_CHECKING:  # PEFT's attributes and methods, which it does not type
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, base_layer: nn.Module, quantization: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -225,7 +228,7 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the adapter adds to the base weight, in its layout; in generate mode, the whole weight."""
-        return self._to_layout(self._weight(adapter))
+        return matrix_to_weight(self._weight(adapter), self.get_base_layer())
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may approximate the adapter by a LoRA: where it is added."""
@@ -280,10 +283,6 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
         """The base layer's own operation with another weight, (out, in)."""
         return F.linear(x, weight, bias)
 
-    def _to_layout(self, weight: Tensor) -> Tensor:
-        """(out, in) -> the shape that the base layer's weight has."""
-        return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
-
     def _bias(self) -> Tensor | None:
         """The base layer's bias in a shape that adds to the result."""
         return self.get_base_layer().bias
@@ -309,8 +308,8 @@ def check_droppable(name: str, module: nn.Module, quantization: dict[str, Any]) 
         raise ValueError(f'mode="generate" cannot replace the weight of {name}, because {reason}.')
 
 
-class PointwiseConv:
-    """Mixin before a `LearngeneLayer` for a 1x1 nn.Conv2d: a linear layer over channels, with a stride and a padding."""
+class PointwiseConv(LearngeneLayer):
+    """Mixin before a method's layer for 1x1 nn.Conv2d: a linear layer over channels, with a stride and a padding."""
 
     def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
         base = self.get_base_layer()
@@ -322,9 +321,6 @@ class PointwiseConv:
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.get_base_layer()._conv_forward(x, weight[:, :, None, None], bias)
-
-    def _to_layout(self, weight: Tensor) -> Tensor:
-        return weight[:, :, None, None]
 
     def _bias(self) -> Tensor | None:
         bias = super()._bias()

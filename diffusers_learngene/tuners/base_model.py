@@ -7,7 +7,6 @@ tuner object keeps no tensors: diffusers and transformers throw it away after th
 
 import copy
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +73,7 @@ class LearngeneModel(BaseTuner):
         """The initialised bank of a group (on the meta device if that is where parameters are now being made)."""
         raise NotImplementedError
 
-    def _create_scaler(self, config: Any, bank: nn.Module, matrix: Matrix) -> nn.Module:
+    def _create_scaler(self, config: Any, bank: Any, matrix: Matrix) -> nn.Module:
         """The initialised scaler of one layer."""
         raise NotImplementedError
 
@@ -92,8 +91,9 @@ class LearngeneModel(BaseTuner):
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         """PEFT's rule, except for layers_to_transform.
 
-        PEFT wants `something.<list>.<number>.`, which a list at the root of the model (DiT's `transformer_blocks`) does
-        not match, and ignores it for targets named in full; here the numbers count the blocks of the model's stacks.
+        PEFT wants `something.<list>.<number>.`, which a list at the root of the model (DiT's `transformer_blocks`)
+        does not match, and it ignores the numbers for targets named in full. Here they count the blocks of the
+        model's stacks.
         """
         config = copy.copy(peft_config)
         config.layers_to_transform = None
@@ -125,9 +125,9 @@ class LearngeneModel(BaseTuner):
             if targeted:
                 if matrix_shape(module) is None:
                     raise ValueError(
-                        f"Target module {name} ({type(module).__name__}) is not supported. Currently, only the following "
-                        "modules are supported: torch.nn.Linear (quantised or not), torch.nn.Conv2d with 1x1 kernels and "
-                        "groups=1, transformers.pytorch_utils.Conv1D."
+                        f"Target module {name} ({type(module).__name__}) is not supported. Currently, only the "
+                        "following modules are supported: torch.nn.Linear (quantised or not), torch.nn.Conv2d with "
+                        "1x1 kernels and groups=1, transformers.pytorch_utils.Conv1D."
                     )
                 names.append(name)
         return names
@@ -146,7 +146,8 @@ class LearngeneModel(BaseTuner):
         self._stacks = tuple(find_stacks(model))
         self._named_in_file: set[str] | None = None
         if state_dict is not None:
-            self._named_in_file = {key.rsplit(f".{self.prefix}", 1)[0].removeprefix("_orig_mod.") for key in state_dict}
+            names = {key.rsplit(f".{self.prefix}", 1)[0] for key in state_dict}
+            self._named_in_file = {name.removeprefix("_orig_mod.") for name in names}
         try:
             super().inject_adapter(
                 model,
@@ -190,7 +191,7 @@ class LearngeneModel(BaseTuner):
         else:
             layer_cls = self.conv_cls if isinstance(unwrap(target), nn.Conv2d) else self.linear_cls
             layer = layer_cls(target, get_quantization_kwargs(self))
-            layer._active_adapter = adapter_name
+            layer.set_adapter(adapter_name)
         layer.update_layer(adapter_name, group.key, bank, scaler, peft_config, owns_bank=owns_bank)
         if layer is not target:
             if adapter_name not in self.active_adapters:
@@ -206,6 +207,6 @@ class LearngeneModel(BaseTuner):
     ) -> nn.Module:
         for layer in self.model.modules():  # before the first layer is unloaded
             if isinstance(layer, LearngeneLayer):
-                names = layer.active_adapters if adapter_names is None else adapter_names
-                layer.check_has_weight(layer.merged_adapters + [n for n in names if merge and n not in layer.merged_adapters])
+                names = (layer.active_adapters if adapter_names is None else adapter_names) if merge else []
+                layer.check_has_weight([*{*layer.merged_adapters, *names}])
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)

@@ -85,8 +85,8 @@ class WAVEConfig(LearngeneConfig):
             for matrix in group.matrices:
                 if w1 > matrix.shape[0] or w2 > matrix.shape[1]:
                     raise ValueError(
-                        f"A template of {w1} x {w2} is larger than the {matrix.shape[0]} x {matrix.shape[1]} weight of "
-                        f"{matrix.name}: lower template_size, or leave the layer out with exclude_modules."
+                        f"A template of {w1} x {w2} is larger than the {matrix.shape[0]} x {matrix.shape[1]} weight "
+                        f"of {matrix.name}: lower template_size, or leave the layer out with exclude_modules."
                     )
         if num > w1 * w2:
             raise ValueError(

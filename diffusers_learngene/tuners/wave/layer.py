@@ -2,12 +2,13 @@
 """Layers with WAVE adapters: templates in the bank, weight scalers in the layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...functional import wave
-from ..base_layer import LearngeneLayer, PointwiseConv, Scaler
+from ..base_layer import LearngeneLayer, PointwiseConv
 
 
 class TemplateBank(nn.Module):
@@ -19,7 +20,7 @@ class TemplateBank(nn.Module):
 
     def __init__(self, num_templates: int, height: int, width: int) -> None:
         super().__init__()
-        self.size = (num_templates, height, width)
+        self.size: tuple[int, int, int] = (num_templates, height, width)
         self.templates = nn.Parameter(torch.empty(self.size))
 
     def forward(self, scaler: Tensor, shape: Sequence[int], x: Tensor | None = None) -> Tensor:
@@ -43,7 +44,8 @@ class WAVELayer(LearngeneLayer):
         return self.bank(adapter)(self._scaler(adapter), self.shape, x).to(x.device)
 
     def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
-        return wave.apply_is_cheaper(tokens, self.bank(adapter).size, self.shape)
+        bank: Any = self.bank(adapter)
+        return wave.apply_is_cheaper(tokens, bank.size, self.shape)
 
     def _scaler(self, adapter: str) -> Tensor:
         scaler, scale = self.scalers[adapter](), self.scaling[adapter]

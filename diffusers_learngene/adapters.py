@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Add, save and load learngene adapters on any model, without wrapping it in a `PeftModel`.
+
+Many diffusers models (DiT, PixArt, HunyuanDiT, Latte, ...) lack `PeftAdapterMixin`, and the loaders of those that have
+it build LoRAs only. The folder is PEFT's own: `PeftModel.from_pretrained` reads what `save_adapter` wrote, and
+`load_adapter` reads what `PeftModel.save_pretrained` wrote.
+
+Loading is strict where PEFT is lenient: every tensor that the config asks for must be there, of its shape and finite,
+and nothing else; no pickle is read; and all of it is checked before the model is touched.
+"""
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from peft import PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .integrations import LearngenePeftType, learngene_config_class
+from .tuners.base_config import LearngeneConfig
+
+
+__all__ = ["add_adapter", "load_adapter", "save_adapter"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# What PEFT puts before the names of a model's own tensors in a file.
+_PREFIX = "base_model.model."
+
+
+def add_adapter(model: Model, config: LearngeneConfig, adapter_name: str = "default") -> Model:
+    """Add an adapter to the model, in place, and make it the active one.
+
+    Args:
+        model: any model; it keeps its class.
+        config: of the adapter, e.g. `WAVEConfig()`.
+        adapter_name: a name that the model does not have yet.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the name is taken or has a dot in it, or the config does not fit the model.
+    """
+    return _inject(model, config, adapter_name, low_cpu_mem_usage=False)
+
+
+def save_adapter(model: nn.Module, save_directory: str | os.PathLike, adapter_name: str = "default") -> None:
+    """Write an adapter to a folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        ValueError: the model has no adapter of this name.
+    """
+    config = _configs(model).get(adapter_name)
+    if config is None:
+        raise ValueError(f"There is no adapter {adapter_name!r} to save, only {sorted(_configs(model))}.")
+    folder = Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(config)
+    config.inference_mode = True  # as PEFT: what is loaded is not trained, unless it is asked for
+    config.save_pretrained(str(folder))
+    tensors = {name: tensor.contiguous() for name, tensor in _state_dict(model, adapter_name).items()}
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def load_adapter(
+    model: Model,
+    source: str | os.PathLike,
+    adapter_name: str = "default",
+    *,
+    trainable: bool = False,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Model:
+    """Load an adapter into the model, in place, and make it the active one.
+
+    Args:
+        model: any model of the kind that the adapter was made for; it keeps its class.
+        source: a folder, or a repository on the Hub.
+        adapter_name: a name that the model does not have yet; not necessarily the one it was saved under.
+        trainable: whether to go on training it.
+        subfolder: folder inside `source`.
+        revision: branch, tag or commit on the Hub.
+        token: of the Hub.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the config or the tensors are not those of an adapter for this model. The message names the key,
+            and the model is as it was.
+    """
+    config = _read_config(_find(source, CONFIG_NAME, subfolder, revision, token))
+    config.inference_mode = not trainable
+    path = _find(source, SAFETENSORS_WEIGHTS_NAME, subfolder, revision, token)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+    skeleton = _inject(_skeleton(model), copy.deepcopy(config), adapter_name, low_cpu_mem_usage=True)
+    _check_tensors(path, tensors, _state_dict(skeleton, adapter_name))
+    _inject(model, config, adapter_name, low_cpu_mem_usage=True)
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    set_peft_model_state_dict(model, tensors, adapter_name, low_cpu_mem_usage=True)
+    return model
+
+
+def _configs(model: nn.Module) -> dict[str, LearngeneConfig]:
+    if isinstance(model, PeftModel):
+        raise ValueError("A PeftModel has methods of its own: add_adapter, load_adapter and save_pretrained.")
+    configs = getattr(model, "peft_config", None)
+    return configs if isinstance(configs, dict) else {}
+
+
+def _inject(model: Model, config: LearngeneConfig, adapter_name: str, low_cpu_mem_usage: bool) -> Model:
+    if not adapter_name or "." in adapter_name:
+        raise ValueError(f"adapter_name={adapter_name!r} must be a name without dots.")
+    if adapter_name in _configs(model):
+        raise ValueError(f"There is an adapter {adapter_name!r} already: choose another adapter_name.")
+    before = dict(_configs(model))
+    try:
+        with warnings.catch_warnings():  # another adapter is what was asked for
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+    except BaseException:
+        if before:
+            _configs(model).pop(adapter_name, None)
+        raise
+    if hasattr(model, "_hf_peft_config_loaded"):  # diffusers' and transformers' own methods ask for this
+        setattr(model, "_hf_peft_config_loaded", True)  # noqa: B010 (to mypy, a module holds modules and tensors)
+    return model
+
+
+def _state_dict(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """The adapter's tensors under the names that PEFT gives them in a file."""
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    return {_PREFIX + name: tensor for name, tensor in state.items()}
+
+
+def _skeleton(model: Model) -> Model:
+    """A copy of the model on the meta device."""
+    memo: dict[int, object] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def _find(
+    source: str | os.PathLike, name: str, subfolder: str | None, revision: str | None, token: str | bool | None
+) -> str:
+    if os.path.isdir(source):
+        path = os.path.join(source, subfolder or "", name)
+        if not os.path.isfile(path):
+            raise ValueError(_absent(name, os.path.dirname(path)))
+        return path
+    try:
+        return hf_hub_download(str(source), name, subfolder=subfolder, revision=revision, token=token)
+    except EntryNotFoundError as error:
+        raise ValueError(_absent(name, str(source))) from error
+
+
+def _absent(name: str, source: str) -> str:
+    if name == CONFIG_NAME:
+        return f"There is no {name} in {source}."
+    return f"There is no {name} in {source}. Pickled weights (.bin, .pt) are never read: convert them to safetensors."
+
+
+def _read_config(path: str) -> LearngeneConfig:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("peft_type"), str):
+        raise ValueError(f"{path} is not the config of an adapter: it has no peft_type.")
+    config_cls = learngene_config_class(values["peft_type"])
+    if config_cls is None:
+        raise ValueError(
+            f"{path} has peft_type={values['peft_type']!r}, which is none of {list(LearngenePeftType.__members__)}."
+        )
+    unknown = values.keys() - {field.name for field in fields(config_cls)}
+    if unknown:
+        raise ValueError(f"{path} has the unknown keys {sorted(unknown)}: a newer version may have written it.")
+    return config_cls(**values)
+
+
+def _check_tensors(path: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(f"{path} does not fit the model: missing {missing}, unexpected {unexpected}.")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}.")
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} holds values that are no finite floating-point numbers.")

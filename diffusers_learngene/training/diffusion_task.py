@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The diffusion task: a class-conditional DiT on images by class, in pixels or in the latents of a VAE."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiTTransformer2DModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..dit import create_dit, drop_labels
+from ..metrics import load
+from ..metrics.features import classifier_features
+from .data import ImageClasses
+from .diffusion import ValidationBank, denoising_loss, draw_noise, noise_scheduler, predict_noise, sample
+from .latents import cache_latents, decode_latents
+from .sampler import seeded_generator
+from .tasks import Call
+
+
+__all__ = ["DiffusionTask", "load_dit"]
+
+
+def load_dit(
+    pretrained_model_name_or_path: str, *, revision: str | None = None, variant: str | None = None
+) -> tuple[DiTTransformer2DModel, AutoencoderKL | None]:
+    """A DiT and its VAE from a `DiTPipeline`, or a bare DiT and None; folder or Hub id.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    where: dict[str, Any] = {"revision": revision, "variant": variant}
+    try:
+        model = DiTTransformer2DModel.from_pretrained(pretrained_model_name_or_path, subfolder="transformer", **where)
+    except OSError:
+        try:
+            return DiTTransformer2DModel.from_pretrained(pretrained_model_name_or_path, **where), None
+        except OSError as error:
+            raise ValueError(
+                f"pretrained_model_name_or_path={pretrained_model_name_or_path!r} holds neither a DiTPipeline nor a "
+                f"DiTTransformer2DModel: {error}"
+            ) from error
+    return model, AutoencoderKL.from_pretrained(pretrained_model_name_or_path, subfolder="vae", **where)
+
+
+class DiffusionTask:
+    """Denoising with classifier-free guidance; a student learns its teacher's prediction (and, weighted, the noise).
+
+    Args:
+        data: images by class.
+        vae: the model works on its latents; None: on pixels.
+        latents_dir: where latents are cached; None: in memory.
+        label_dropout: how often a label is replaced by the null class.
+        noise_weight: weight of the denoising loss beside the distillation. The teacher's prediction is the less noisy
+            target of the two, so the default is 0.
+        num_inference_steps, guidance_scale: of the samples.
+        seed: of the validation noise and of the samples.
+    """
+
+    def __init__(
+        self,
+        data: ImageClasses,
+        *,
+        vae: AutoencoderKL | None = None,
+        latents_dir: str | None = None,
+        label_dropout: float = 0.1,
+        noise_weight: float = 0.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 1.5,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.data, self.vae, self.seed, self.device = data, vae, seed, device
+        self.label_dropout, self.noise_weight = label_dropout, noise_weight
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.num_classes = len(data.class_names)
+        self.scheduler = noise_scheduler(latents=vae is not None)
+        self.train_data: Dataset[Any] = data.train
+        validation: Dataset[Any] = data.validation
+        if vae is not None:
+            vae.to(device).eval().requires_grad_(False)
+            files = [
+                Path(latents_dir, f"{name}.safetensors") if latents_dir else None for name in ("train", "validation")
+            ]
+            self.train_data = cache_latents(vae, data.train, path=files[0])
+            validation = cache_latents(vae, data.validation, path=files[1])
+        self.shape: tuple[int, int, int] = tuple(validation[0]["images"].shape)
+        self.bank = ValidationBank(validation, self.scheduler, num_samples=720, seed=seed, device=device)
+
+    def new_model(
+        self, *, seed: int, num_layers: int, num_attention_heads: int, attention_head_dim: int, patch_size: int
+    ) -> DiTTransformer2DModel:
+        """A DiT for these images and classes."""
+        channels, size, _ = self.shape
+        return create_dit(
+            generator=torch.Generator().manual_seed(seed),
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            num_embeds_ada_norm=self.num_classes,
+            num_layers=num_layers,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            patch_size=patch_size,
+        )
+
+    def check_model(self, model: DiTTransformer2DModel) -> None:
+        """Raise a ValueError if a loaded model cannot take these images or classes."""
+        channels, size, _ = self.shape
+        if (model.config.in_channels, model.config.sample_size) != (channels, size):
+            raise ValueError(
+                f"the model takes {model.config.in_channels} channels of {model.config.sample_size} pixels, the data are "
+                f"{channels} channels of {size}: set resolution, or load a pipeline whose VAE makes its latents."
+            )
+        if model.config.num_embeds_ada_norm < self.num_classes:
+            raise ValueError(
+                f"the data have {self.num_classes} classes, the model {model.config.num_embeds_ada_norm}."
+            )
+        self.num_classes = model.config.num_embeds_ada_norm  # its null class comes after all that it knows
+
+    def loss(self, model: Call, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        return denoising_loss(
+            model,
+            batch["images"],
+            batch["labels"],
+            self.scheduler,
+            generator,
+            num_classes=self.num_classes,
+            label_dropout=self.label_dropout,
+        )
+
+    def distillation_loss(
+        self, student: Call, teacher: Call, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        images = batch["images"]
+        noise, timesteps = draw_noise(images, self.scheduler, generator)
+        labels = drop_labels(batch["labels"], self.label_dropout, self.num_classes, generator)
+        noisy = self.scheduler.add_noise(images, noise, timesteps)
+        with torch.no_grad():
+            target = predict_noise(teacher, noisy, timesteps, labels)
+        prediction = predict_noise(student, noisy, timesteps, labels).float()
+        loss = F.mse_loss(prediction, target.float())
+        return loss + self.noise_weight * F.mse_loss(prediction, noise.float()) if self.noise_weight else loss
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"val_loss": self.bank.loss(model)}
+
+    def samples(self, model: nn.Module, count: int) -> Tensor:
+        """Images (count, C, H, W) in [-1, 1] of the classes in turn; the same first noise for every model."""
+        model.to(self.device).eval()
+        generator = seeded_generator(self.seed, 1 << 21)
+        labels = torch.arange(count, device=self.device) % len(self.data.class_names)
+        images = sample(
+            model,
+            labels,
+            self.scheduler,
+            shape=self.shape,
+            num_classes=self.num_classes,
+            generator=generator,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+        )
+        images = decode_latents(self.vae, images) if self.vae is not None else images
+        return images.clamp(-1, 1).cpu()
+
+    def real_images(self, count: int) -> tuple[Tensor, Tensor]:
+        """Up to `count` validation images and their labels."""
+        items = [self.data.validation[i] for i in range(min(count, len(self.data.validation)))]  # type: ignore[arg-type]
+        return torch.stack([item["images"] for item in items]), torch.tensor([item["labels"] for item in items])
+
+    @cached_property
+    def _features(self) -> Any:
+        items = [self.data.train[i] for i in range(min(5000, len(self.data.train)))]  # type: ignore[arg-type]
+        images, labels = torch.stack([item["images"] for item in items]), torch.tensor([i["labels"] for i in items])
+        return classifier_features(images, labels, seed=self.seed)
+
+    def frechet_distance(self, images: Tensor) -> float:
+        """Frechet distance to the validation images in the features of a small classifier (`metrics.features`)."""
+        real = self._features(self.real_images(len(images))[0])
+        return load("fid").compute(predictions=self._features(images), reference_features=real)["fid"]

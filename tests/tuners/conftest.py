@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the matrix: every law below is tried on every method. A new method joins by adding rows to `METHODS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from peft import PeftConfig
+
+from diffusers_learngene import WAVEConfig
+from models import MODELS, Tiny
+
+
+@dataclass
+class Method:
+    """A kind of adapter; `method(...)` is a new config of it."""
+
+    config_cls: type[PeftConfig]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **overrides: Any) -> PeftConfig:
+        return self.config_cls(**{**self.arguments, **overrides})
+
+
+# Random scalers everywhere, so that nothing passes because it is zero; `test_identity` asks for the true start itself.
+METHODS: dict[str, Method] = {
+    "wave": Method(WAVEConfig, {"init_weights": False}),
+    "wave-odd": Method(WAVEConfig, {"init_weights": False, "num_templates": 5, "template_size": (3, 5)}),
+    "wave-apart": Method(WAVEConfig, {"init_weights": False, "share_qkv": False, "template_size": 4}),
+    "wave-generate": Method(WAVEConfig, {"mode": "generate"}),
+    "wave-generate-odd": Method(WAVEConfig, {"mode": "generate", "num_templates": 6, "template_size": (5, 3)}),
+}
+ADDERS = [name for name, method in METHODS.items() if method.arguments.get("mode") != "generate"]
+GENERATORS = [name for name in METHODS if name not in ADDERS]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    """Each kind of adapter."""
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=ADDERS)
+def adder(request: pytest.FixtureRequest) -> Method:
+    """Each kind of adapter that is added to a weight."""
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=GENERATORS)
+def generator(request: pytest.FixtureRequest) -> Method:
+    """Each kind of adapter that replaces a weight."""
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=MODELS)
+def make(request: pytest.FixtureRequest) -> Callable[..., Tiny]:
+    """Each tiny model, as a function that makes a new one with the same weights."""
+    return MODELS[request.param]
+
+
+@pytest.fixture(params=[True, False], ids=["factored", "built"])
+def factored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways to compute a product, whichever is cheaper."""
+    monkeypatch.setattr("diffusers_learngene.functional.wave.apply_is_cheaper", lambda *_: request.param)
+    return request.param
