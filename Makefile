@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 # Without the number of threads `accelerate launch` uses one core of a CPU; without the other flags it warns at length.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(shell getconf _NPROCESSORS_ONLN)
@@ -12,26 +12,30 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-$(READY): setup.cfg setup.py constraints.txt
+.venv/.train: setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,test,quality]"
+	$(INSTALL) ".[train]"
 	@touch $@
 
-demo: $(READY)  ## condense a small DiT into one learngene and build models of many sizes from it
+.venv/.test: .venv/.train
+	$(INSTALL) ".[train,test,quality]"
+	@touch $@
+
+demo: .venv/.train  ## condense a small DiT into one learngene and build models of many sizes from it
 	$(LAUNCH) examples/train_wave.py --output_dir outputs/wave
 
 test: quality  ## check the style and the types, then run every test
 	$(BIN)/python -m pytest
 
-test-fast: $(READY)  ## run the tests that take seconds
+test-fast: .venv/.test  ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
 
-quality: $(READY)  ## check the style and the types
+quality: .venv/.test  ## check the style and the types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-style: $(READY)  ## mend the style
+style: .venv/.test  ## mend the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

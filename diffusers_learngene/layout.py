@@ -72,16 +72,15 @@ def layout_of(model: nn.Module, group_keys: list[str]) -> Layout:
             entries[f"shared.{name}"] = Entry(tuple(tensor.shape), {0: name}, input_axis=input_axis)
             continue
         stack, layer, path = place
-        factored = attribute == "weight" and module_path in groups
-        if factored:
-            key, shape, group = f"scalers.{stack}.*.{path.removesuffix('.weight')}", blocks.matrix_shape(module), groups[module_path]
-            input_axis = 1
-        else:
-            key, shape, group = f"layers.{stack}.*.{path}", tuple(tensor.shape), None
-        key = _variant(key, shape, entries)
         output = attribute in ("weight", "bias") and module_path in outputs
-        entry = entries.setdefault(key, Entry(shape, {}, group, input_axis, output, module if factored else None))
-        entry.names[layer] = name
+        if attribute == "weight" and module_path in groups:
+            matrix, group = groups[module_path]
+            key = _variant(f"scalers.{stack}.*.{matrix.role}", matrix.shape, entries)
+            entry = Entry(matrix.shape, {}, group, 1, output, module)
+        else:
+            key = _variant(f"layers.{stack}.*.{path}", tuple(tensor.shape), entries)
+            entry = Entry(tuple(tensor.shape), {}, None, input_axis, output)
+        entries.setdefault(key, entry).names[layer] = name
         stack_of[key] = stack
     return Layout(entries, depths, stack_of)
 
@@ -100,13 +99,13 @@ def _variant(key: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> 
     return candidate
 
 
-def _factored(model: nn.Module, group_keys: list[str]) -> dict[str, str]:
-    """Module path -> group key of the matrices that the groups name."""
+def _factored(model: nn.Module, group_keys: list[str]) -> dict[str, tuple[blocks.Matrix, str]]:
+    """Matrix and group key, by module path, of the matrices that the groups name."""
     roles = {(stack, role) for key in group_keys for stack, names in [parse_group_key(key)] for role in names}
     chosen = [matrix for matrix in blocks.find_matrices(model) if (matrix.stack, matrix.role) in roles]
     share_qkv = any("+" in key for key in group_keys)
     return {
-        matrix.name: group.key
+        matrix.name: (matrix, group.key)
         for group in blocks.group_matrices(chosen, share_qkv)
         if group.key in group_keys
         for matrix in group.matrices
@@ -170,14 +169,15 @@ def resize_tensors(
     Raises:
         ValueError: the target has a tensor that the source lacks, or an axis changes that is not a width.
     """
-    matches = {key: _match(key, source, entry) for key, entry in target.entries.items()}
+    matches = match(source, target) or _match_variants(source, target)
     axes = {key: list(zip(source.entries[matches[key]].shape, entry.shape, strict=True)) for key, entry in target.entries.items()}
     ratios = {m / n for key, pairs in axes.items() if not key.startswith("shared.") for n, m in pairs if n != m}
     for key, pairs in axes.items():
         for axis, (n, m) in enumerate(pairs):
             if n != m and m / n not in ratios:
                 raise ValueError(f"axis {axis} of {key!r} would go from {n} to {m}: only depth and width can change.")
-    runs = resize.runs(pair for pairs in axes.values() for pair in pairs)
+    units = [axes[key][e.input_axis] for key, e in target.entries.items() if e.input_axis is not None]
+    runs = resize.runs((pair for pairs in axes.values() for pair in pairs), units)
     result = {}
     for key, entry in target.entries.items():
         origin = source.entries[matches[key]]
@@ -196,14 +196,26 @@ def resize_tensors(
     return result
 
 
-def _match(key: str, source: Layout, entry: Entry) -> str:
-    """Key of the source tensor for a target entry: same role, same shape if there is one, else the same variant."""
-    plain = key.partition("#")[0]
-    same_role = [k for k in source.entries if k.partition("#")[0] == plain]
-    same_role = [k for k in same_role if len(source.entries[k].shape) == len(entry.shape)]
-    if not same_role:
-        raise ValueError(f"this learngene has no tensor for {key!r}: it was condensed from another architecture.")
-    return next((k for k in same_role if source.entries[k].shape == entry.shape), key if key in same_role else same_role[0])
+def match(source: Layout, target: Layout) -> dict[str, str] | None:
+    """Source key of every target key, of the same role and shape; None unless all have one (another width)."""
+    own = {(_role(key), entry.shape): key for key, entry in reversed(source.entries.items())}
+    found = {key: own.get((_role(key), entry.shape)) for key, entry in target.entries.items()}
+    return None if None in found.values() else found
+
+
+def _match_variants(source: Layout, target: Layout) -> dict[str, str]:
+    """Source key of every target key, of the same role and, if it has several shapes, the same of them in order."""
+    found = {}
+    for key, entry in target.entries.items():
+        others = [k for k, e in source.entries.items() if _role(k) == _role(key) and len(e.shape) == len(entry.shape)]
+        if not others:
+            raise ValueError(f"this learngene has no tensor for {key!r}: it was condensed from another architecture.")
+        found[key] = key if key in others else others[0]
+    return found
+
+
+def _role(key: str) -> str:
+    return key.partition("#")[0]
 
 
 def _layer_index(key: str, source: Layout, target: Layout, origin: Entry, entry: Entry) -> list[int]:

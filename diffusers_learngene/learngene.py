@@ -27,14 +27,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import blocks
+from .closed_form import closed_form
 from .functional import wave
-from .layout import Layout, layout_of, resize_tensors, stack, unstack
+from .layout import Layout, layout_of, resize_tensors
 from .models import check_config, empty_model, model_config, override_config, prepare_ancestry_, tensors_of
 from .tuners.wave import WAVEConfig
 
@@ -89,17 +88,24 @@ class Learngene(
 
     @classmethod
     def condense(
-        cls, model: nn.Module, config: WAVEConfig | None = None, *, widths: Sequence[dict] = (), ancestry: str | None = None
+        cls,
+        model: nn.Module,
+        config: WAVEConfig | None = None,
+        *,
+        widths: Sequence[dict] = (),
+        whole_layers: bool = True,
+        ancestry: str | None = None,
     ) -> "Learngene":
-        """Condense an ancestry model in closed form: the optimal templates and scalers of its weights.
+        """Condense an ancestry model in closed form: seconds, no data.
 
-        Trained weights are mostly their random initialisation, of which layers share nothing, so the closed form alone
-        is a poor model; it is the *start* of a distillation, which it shortens (training.condensing).
+        Unless there are templates enough to be exact, this is a poor model; it is the *start* of a distillation
+        (`training.condensing`), which it shortens.
 
         Args:
             model: any diffusers / transformers model with repeated blocks.
             config: templates' size and number, target modules; default WAVEConfig(mode="generate").
             widths: config overrides, such as {"num_attention_heads": 2}, of widths that get size tensors of their own.
+            whole_layers: start from whole layers of the ancestry; False: from the truncated SVD (see `closed_form`).
             ancestry: Hub id to credit in the card.
 
         Raises:
@@ -109,31 +115,11 @@ class Learngene(
         if any(hasattr(module, "base_layer") for module in model.modules()):
             raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
         prepare_ancestry_(model)
-        architecture, base_config = type(model).__name__, model_config(model)
-        groups = _target_groups(model, config)
-        tensors, pattern, scalers = {}, {}, {}
-        for group in groups:
-            count, *size = config.size_of(group)
-            roles: dict[str, list[Tensor]] = {}
-            for matrix in group.matrices:
-                module = model.get_submodule(matrix.name)
-                roles.setdefault(matrix.role, []).append(blocks.weight_to_matrix(module.weight.detach(), module))
-            stacked = [torch.stack(weights).float() for weights in roles.values()]
-            coefficients, templates = wave.factorize(stacked, size, count)
-            pattern[group.key] = [count, *size]
-            tensors[f"templates.{group.key}"] = templates
-            stack_name = group.matrices[0].stack
-            scalers |= {(stack_name, role): value for role, value in zip(roles, coefficients, strict=True)}
-
-        layout = layout_of(model, list(pattern))
-        by_key = {
-            key: scalers[layout.stack_of[key], key.partition(".*.")[2].partition("#")[0]]
-            for key, entry in layout.entries.items()
-            if entry.group
-        }
-        own = stack(model, layout, by_key)
+        pattern, templates, own = closed_form(model, config, whole_layers=whole_layers)
+        tensors = {f"templates.{key}": value for key, value in templates.items()}
         tensors |= {f"sizes.0.{key}": value for key, value in own.items()}
-        learngene = cls(LearngeneConfig(architecture, base_config, pattern, ancestry=ancestry), tensors)
+        description = LearngeneConfig(type(model).__name__, model_config(model), pattern, ancestry=ancestry)
+        learngene = cls(description, tensors)
         for overrides in widths:
             learngene._add_width(overrides)
         return learngene
@@ -349,17 +335,6 @@ def generated_model(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return peft_model
-
-
-def _target_groups(model: nn.Module, config: WAVEConfig) -> list[blocks.Group]:
-    if config.target_modules is None:
-        names = set(blocks.default_targets(model))
-        chosen = [m for m in blocks.find_matrices(model) if m.name in names or m.role in names]
-    else:
-        chosen = [m for m in blocks.find_matrices(model) if check_target_module_exists(config, m.name)]
-    if not chosen:
-        raise ValueError(f"target_modules={config.target_modules!r} matches no matrix in the blocks of {type(model).__name__}.")
-    return blocks.group_matrices(chosen, config.share_qkv)
 
 
 def _write(path: Path, save) -> None:

@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model as data: (architecture, config), and back to an empty diffusers / transformers model."""
+"""A model as data: (architecture, config), and back to an empty diffusers / transformers model.
+
+A config may come from a stranger's file. Building a model from it must neither run anything but the class, nor fetch
+anything, nor take memory or time without bound, whatever the config says; `check_config` and `empty_model` see to it.
+"""
 
 import inspect
 import json
+import re
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 
 from .dit import disable_label_dropout_, tie_dit_embedders_
 
 
-# What is not part of a model's shape, and what could make a library fetch or run code (never taken from a file).
-_IGNORED = {"architectures", "transformers_version", "dtype", "torch_dtype", "name_or_path", "model_type"}
-_FORBIDDEN = {"auto_map", "trust_remote_code", "quantization_config", "custom_pipelines"}
-_MAX_INT, _MAX_DEPTH = 2**31, 4096
+# What is not part of a model's shape, or could make a library fetch or run code. Private keys ("_...") are neither.
+_NOT_SHAPE = {"architectures", "transformers_version", "dtype", "torch_dtype", "name_or_path", "task_specific_params"}
+_CODE = {"auto_map", "trust_remote_code", "quantization_config", "custom_pipelines"}
+_LABELS = {"id2label", "label2id"}  # free text
+
+_MAX_INTEGER = 2**31
+_MAX_COUNT = 4096  # blocks, experts: each is a Python object
+_COUNT = re.compile(r"(num|n)_(.*_)?(layers?|blocks|experts)|(.*_)?depths?|layers_.*")
+_MAX_BUFFERS = 2**30  # numbers in position tables and the like, which are computed, not stored
 
 
-def model_class(architecture: str) -> type[nn.Module]:
+def model_class(architecture: str) -> type[Any]:
     """The public model class of that name in diffusers or transformers.
 
     Raises:
@@ -32,7 +43,7 @@ def model_class(architecture: str) -> type[nn.Module]:
     raise ValueError(f"architecture={architecture!r} is not a model class of diffusers or transformers.")
 
 
-def model_config(model: nn.Module) -> dict:
+def model_config(model: Any) -> dict[str, Any]:
     """The JSON-able config from which `empty_model` makes a model of the same shape.
 
     Raises:
@@ -40,27 +51,53 @@ def model_config(model: nn.Module) -> dict:
     """
     model_class(type(model).__name__)
     config = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
-    config = {key: value for key, value in config.items() if not key.startswith("_") and key not in _IGNORED}
-    return json.loads(json.dumps(config, default=list))
+    config.pop("model_type", None)
+    return json.loads(json.dumps(_shape_of(config), default=list))
 
 
-def check_config(config: dict) -> None:
-    """Refuse configs that name code, or whose sizes are absurd, before anything is built from them.
+def _shape_of(config: dict) -> dict:
+    return {
+        key: _shape_of(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not str(key).startswith("_") and key not in _NOT_SHAPE | _CODE
+    }
+
+
+def check_config(config: Any, key: str = "", *, most: int = _MAX_COUNT) -> None:
+    """Refuse configs that name code, a path or an address, or whose sizes are absurd, before anything is built.
+
+    Args:
+        config: a config or, when it calls itself, a value in it.
+        key: of that value.
+        most: entries of a list, blocks, experts.
 
     Raises:
         ValueError: naming the key and the value.
     """
-    for key, value in config.items():
-        if key in _FORBIDDEN or key.startswith("_"):
-            raise ValueError(f"base_config[{key!r}]={value!r} is not allowed: a learngene is data only.")
-        deep = isinstance(value, int) and ("layers" in key or "depth" in key) and value > _MAX_DEPTH
-        if isinstance(value, int) and (abs(value) > _MAX_INT or deep):
-            raise ValueError(f"base_config[{key!r}]={value} is out of range.")
-        if isinstance(value, dict):
-            check_config(value)
+    if isinstance(config, dict):
+        for name, value in config.items():
+            if name in _CODE | _NOT_SHAPE or name.startswith("_"):
+                raise ValueError(f"base_config: {name!r} is not allowed in it: a learngene is data only.")
+            if name not in _LABELS:
+                check_config(value, name, most=most)
+    elif isinstance(config, list | tuple):
+        if len(config) > most:
+            raise ValueError(f"base_config: {key!r} is out of range: {len(config)} entries, more than {most}.")
+        for value in config:
+            check_config(value, key, most=most)
+    elif isinstance(config, str) and any(mark in config for mark in "/\\:"):
+        raise ValueError(f"base_config: {key}={config!r} is not allowed: a learngene names no paths or addresses.")
+    elif isinstance(config, int) and abs(config) > (most if _COUNT.fullmatch(key) else _MAX_INTEGER):
+        raise ValueError(f"base_config: {key}={config} is out of range.")
 
 
-def empty_model(architecture: str, config: dict) -> nn.Module:
+def new_model(architecture: str, config: dict) -> Any:
+    """A model of that architecture and config as its class initialises it."""
+    cls = model_class(architecture)
+    return cls(**config) if issubclass(cls, diffusers.ModelMixin) else cls(cls.config_class.from_dict(config))
+
+
+def empty_model(architecture: str, config: dict) -> Any:
     """A model of that architecture and config without memory for its parameters (they are on the meta device).
 
     Buffers (fixed position tables) are real. DiT's embedders are tied, and its own label dropout is off.
@@ -68,45 +105,91 @@ def empty_model(architecture: str, config: dict) -> nn.Module:
     Raises:
         ValueError: unknown architecture or config key, or sizes that the architecture itself refuses.
     """
-    cls = model_class(architecture)
+    model_class(architecture)
     check_config(config)
     try:
+        numbers = _buffer_numbers(architecture, config)
+        if numbers > _MAX_BUFFERS:
+            raise ValueError(f"its buffers would hold {numbers} numbers, more than {_MAX_BUFFERS}")
         with init_empty_weights(include_buffers=False):
-            model = cls(**config) if issubclass(cls, diffusers.ModelMixin) else cls(cls.config_class.from_dict(config))
-    except (AssertionError, ZeroDivisionError, RuntimeError, TypeError, ValueError) as error:
+            model = new_model(architecture, config)
+    except Exception as error:  # of whatever kind: it is the class's answer to this config
         raise ValueError(f"{architecture} cannot be built from this config: {error}") from error
+    if isinstance(model, transformers.PreTrainedModel):
+        model.tie_weights()  # `init_empty_weights` makes every parameter anew
     return prepare_ancestry_(model)
 
 
+def _buffer_numbers(architecture: str, config: dict) -> int:
+    """How many numbers the buffers of a model hold, found without memory for them."""
+    try:
+        with torch.device("meta"):
+            return sum(buffer.numel() for buffer in new_model(architecture, config).buffers())
+    except (NotImplementedError, RuntimeError):  # a class that looks at the numbers while it is being built
+        return 0
+
+
 def prepare_ancestry_(model: nn.Module) -> nn.Module:
-    """Undo in place what an architecture's class does to training; it computes the same afterwards (see `dit`)."""
+    """Undo in place what an architecture's class does to training; it computes the same afterwards (see `dit`).
+
+    Raises:
+        ValueError: a DiT whose blocks have different embedders.
+    """
     if isinstance(model, diffusers.DiTTransformer2DModel):
         disable_label_dropout_(tie_dit_embedders_(model))
     return model
 
 
 def override_config(architecture: str, config: dict, overrides: dict) -> dict:
-    """`config` with `overrides`, whose keys must be keys of the config.
+    """`config` with `overrides`, whose keys must be sizes in the config.
 
     Raises:
-        ValueError: unknown key, non-positive size, or a width that the attention heads do not divide.
+        ValueError: unknown key, a value that is no size, heads of another dimension (their weights would be cut apart),
+            or queries that keys and values do not divide.
     """
     for key, value in overrides.items():
         if key not in config:
-            near = sorted(k for k, v in config.items() if isinstance(v, int) and not isinstance(v, bool))
-            raise ValueError(f"{architecture} has no config key {key!r}. Its sizes are: {', '.join(near)}.")
-        if isinstance(config[key], int) and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{key}={value!r} must be a positive integer (it is {config[key]!r} in the learngene).")
+            sizes = sorted(k for k, v in config.items() if type(v) is int and not k.endswith("_id"))
+            raise ValueError(f"{architecture} has no config key {key!r}. Its sizes are: {', '.join(sizes)}.")
+        _check_size(key, value, config[key])
     merged = {**config, **overrides}
-    width, heads = merged.get("hidden_size"), merged.get("num_attention_heads")
-    if isinstance(width, int) and isinstance(heads, int) and not merged.get("head_dim") and width % heads:
-        raise ValueError(f"hidden_size={width} is not a multiple of num_attention_heads={heads}.")
+    old, new = _head_dim(config), _head_dim(merged)
+    if old != new:
+        raise ValueError(f"{overrides} makes attention heads of {new:g} instead of {old:g}: change their number only.")
+    for shared in ("num_key_value_heads", "num_kv_heads"):
+        heads, parts = merged.get("num_attention_heads"), merged.get(shared)
+        if overrides and isinstance(heads, int) and isinstance(parts, int) and parts and heads % parts:
+            raise ValueError(f"num_attention_heads={heads} is not a multiple of {shared}={parts}.")
     return merged
 
 
-def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def _head_dim(config: dict) -> float:
+    """Width of an attention head by the names that the libraries have for it; 0 if they are others."""
+    for key in ("attention_head_dim", "head_dim", "d_kv"):
+        if isinstance(config.get(key), int):
+            return config[key]
+    for width, heads in (("hidden_size", "num_attention_heads"), ("n_embd", "n_head")):
+        if isinstance(config.get(width), int) and isinstance(config.get(heads), int) and config[heads]:
+            return config[width] / config[heads]
+    return 0
+
+
+def _check_size(key: str, value: object, old: object) -> None:
+    if isinstance(old, list) and isinstance(value, list | tuple):
+        if len(value) <= _MAX_COUNT and all(type(item) is int and item >= 0 for item in (*value, *old)):
+            return
+    elif type(old) is int or old is None:
+        if type(value) is int and value > 0 or old is value is None:
+            return
+    elif value == old:
+        return
+    kind = "a positive integer" if type(old) is int or old is None else "left as it is or a list like it"
+    raise ValueError(f"{key}={value!r} must be {kind}: it is {old!r} in the learngene, and only sizes can change.")
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter (tied ones once) and every persistent floating-point buffer by name."""
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
@@ -145,7 +228,7 @@ def size_overrides(config: dict, depth: int, heads: int) -> dict:
     return {depth_key(config): depth, **width_overrides(config, heads)}
 
 
-def enable_gradient_checkpointing_(model: nn.Module) -> None:
+def enable_gradient_checkpointing_(model: Any) -> None:
     """Recompute every block in the backward pass; the libraries name it differently."""
     if isinstance(model, transformers.PreTrainedModel):
         model.gradient_checkpointing_enable()

@@ -35,22 +35,23 @@ def residual_gain(source: int, target: int) -> float:
     return source / target
 
 
-def runs(axes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
+def runs(axes: Iterable[tuple[int, int]], units: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
     """How many runs each changed axis (n, n') consists of.
 
-    The run is the greatest common divisor of all axes that change by the same ratio: D where every axis is a multiple
-    of D, the smaller key/value width in grouped-query attention, D / 2 in a gated FFN of width 2.5 D.
+    A run is as long as the largest unit that divides the axis and changes by the same ratio, and that unit's own runs
+    come first. Units are the axes that some matrix sums over: the stream, D, and the FFN's inner width. (Not the
+    narrower keys and values of grouped-query attention: each serves a group of the queries that has to stay whole.)
+
+    >>> runs([(6, 12), (5, 10), (3, 6), (4, 8)], units=[(2, 4), (5, 10)])  # adaLN, FFN, keys, unknown; D = 2
+    {(6, 12): 3, (5, 10): 1, (3, 6): 1, (4, 8): 2}
     """
-    changed = {(n, m) for n, m in axes if n != m}
-    return {
-        (n, m): n // math.gcd(*(other for other, size in changed if other * m == size * n and _whole(other, size, n, m)))
-        for n, m in changed
-    }
+    ordered = sorted({(n, m) for n, m in units if n != m})
 
+    def count(n: int, m: int) -> int:
+        parts = [(u, v) for u, v in ordered if u < n and n % u == 0 and v * (n // u) == m]
+        return n // parts[-1][0] * count(*parts[-1]) if parts else 1
 
-def _whole(other: int, size: int, n: int, m: int) -> bool:
-    """Whether the common divisor of two axes of one ratio also divides their target sizes into the same runs."""
-    return m % (n // math.gcd(n, other)) == 0 and size % (other // math.gcd(n, other)) == 0
+    return {(n, m): count(n, m) for n, m in axes if n != m}
 
 
 def channel_map(source: int, target: int, runs: int = 1) -> Tensor:

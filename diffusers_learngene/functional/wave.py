@@ -23,6 +23,7 @@ from torch import Tensor
 
 # Two skinny matmuls reach about a quarter of the FLOP rate of one fat one (examples/benchmark/speed.py measures it).
 THIN_MATMUL_PENALTY = 4
+_CHUNK = 1 << 14  # rows or columns of tiles that are in float64 at a time
 
 
 def grid(shape: Sequence[int], template_size: Sequence[int]) -> tuple[int, int]:
@@ -71,26 +72,34 @@ def apply(x: Tensor, scaler: Tensor, templates: Tensor, *, shape: Sequence[int])
     """
     w1, w2 = templates.shape[1:]
     num, a, b = scaler.shape
-    tiles = F.pad(x, (0, b * w2 - shape[1])).reshape(-1, b, w2)  # (tokens, b, w2)
+    tiles = _pad(x, 0, b * w2 - shape[1]).reshape(-1, b, w2)  # (tokens, b, w2)
+    # Batched over tokens, whose tiles stay where they are: a fold into one matmul has to transpose all tokens twice.
     if w1 * (shape[1] + a * b) <= w2 * (shape[0] + a * b):  # templates first
         hidden = tiles.reshape(-1, w2) @ templates.permute(2, 0, 1).reshape(w2, num * w1)
-        hidden = hidden.reshape(-1, b * num, w1)
-        y = scaler.permute(1, 2, 0).reshape(a, b * num) @ hidden  # (tokens, a, w1)
+        mix = scaler.permute(1, 2, 0).reshape(a, b * num)
+        y = torch.bmm(mix.expand(tiles.shape[0], -1, -1), hidden.reshape(-1, b * num, w1))  # (tokens, a, w1)
     else:  # scalers first
-        hidden = scaler.permute(1, 0, 2).reshape(a * num, b) @ tiles  # (tokens, a N, w2)
+        mix = scaler.permute(1, 0, 2).reshape(a * num, b)
+        hidden = torch.bmm(mix.expand(tiles.shape[0], -1, -1), tiles)  # (tokens, a N, w2)
         y = hidden.reshape(-1, num * w2) @ templates.permute(0, 2, 1).reshape(num * w2, w1)
     return y.reshape(*x.shape[:-1], a * w1)[..., : shape[0]]
 
 
 def apply_is_cheaper(tokens: int, templates_shape: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether `apply` beats building W and multiplying with it, by FLOPs (forward and backward scale alike).
+    """Whether `apply` beats building W and multiplying with it, thin matmuls being slower by THIN_MATMUL_PENALTY."""
+    factored, built = flops(tokens, templates_shape, shape)
+    return THIN_MATMUL_PENALTY * factored < built
 
-    apply:  tokens N min(w1 (m2 + a b), w2 (m1 + a b)) at the rate of thin matmuls;  dense:  (tokens + N) m1 m2.
+
+def flops(tokens: int, templates_shape: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
+    """FLOPs of `apply`, and of `compose` and a matmul, in a forward pass; the backward pass takes twice either.
+
+    apply:  2 tokens N min(w1 (m2 + a b), w2 (m1 + a b));  dense:  2 (tokens + N) m1 m2.
     """
     num, w1, w2 = templates_shape
     a, b = grid(shape, (w1, w2))
     per_token = num * min(w1 * (shape[1] + a * b), w2 * (shape[0] + a * b))
-    return THIN_MATMUL_PENALTY * tokens * per_token < (tokens + num) * shape[0] * shape[1]
+    return 2 * tokens * per_token, 2 * (tokens + num) * shape[0] * shape[1]
 
 
 def random_init(
@@ -108,9 +117,14 @@ def tile(weight: Tensor, template_size: Sequence[int]) -> Tensor:
     """Van Loan's rearrangement: W (..., m1, m2) -> tiles as rows (..., a b, w1 w2), zero-padded where they overhang."""
     (w1, w2), (m1, m2) = template_size, weight.shape[-2:]
     a, b = grid((m1, m2), template_size)
-    weight = F.pad(weight, (0, b * w2 - m2, 0, a * w1 - m1))
+    weight = _pad(weight, a * w1 - m1, b * w2 - m2)
     weight = weight.reshape(*weight.shape[:-2], a, w1, b, w2).transpose(-3, -2)
     return weight.reshape(*weight.shape[:-4], a * b, w1 * w2)
+
+
+def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
+    """x (..., m1, m2) with zeros below and on the right; x itself, where F.pad makes a copy, if there are none to add."""
+    return F.pad(x, (0, columns, 0, rows) if rows else (0, columns)) if rows or columns else x
 
 
 def factorize(
@@ -134,7 +148,10 @@ def factorize(
     Raises:
         ValueError: N exceeds the rank that tiles of these matrices can have.
     """
-    rows = torch.cat([tile(weight.detach().float(), template_size).flatten(0, -2) for weight in weights])
+    counts = [weight.shape[:-2].numel() * math.prod(grid(weight.shape[-2:], template_size)) for weight in weights]
+    rows = torch.empty(sum(counts), math.prod(template_size), dtype=torch.float32, device=weights[0].device)
+    for part, weight in zip(rows.split(counts), weights, strict=True):
+        part.copy_(tile(weight.detach(), template_size).flatten(0, -2))
     if num_templates > min(rows.shape):
         raise ValueError(
             f"num_templates={num_templates} is more than the {min(rows.shape)} that {rows.shape[0]} tiles of "
@@ -142,22 +159,72 @@ def factorize(
         )
     unit = math.sqrt(rows.shape[0])
     if rows.shape[0] <= rows.shape[1]:
-        gram = sum(chunk.double() @ chunk.double().T for chunk in rows.split(1 << 16, dim=1))
+        gram = sum(chunk @ chunk.T for chunk in (part.double() for part in rows.split(_CHUNK, dim=1)))
         left = torch.linalg.eigh(gram).eigenvectors.flip(-1)[:, :num_templates]
         left = left.float()
         scalers, templates = left * unit, left.T @ rows / unit
     else:
-        gram = sum(chunk.double().T @ chunk.double() for chunk in rows.split(1 << 16, dim=0))
+        gram = sum(chunk.T @ chunk for chunk in (part.double() for part in rows.split(_CHUNK, dim=0)))
         values, vectors = torch.linalg.eigh(gram)
         right = vectors.flip(-1)[:, :num_templates]
         norms = (values.flip(-1)[:num_templates].clamp_min(0).sqrt() / unit).float()
         scalers = rows @ right.float() / norms.clamp_min(torch.finfo(torch.float32).tiny)
         templates = right.float().T * norms[:, None]
-    split = scalers.split([weight.shape[:-2].numel() * math.prod(grid(weight.shape[-2:], template_size)) for weight in weights])
+    split = zip(scalers.split(counts), weights, strict=True)
     return (
-        [_untile_scaler(part, weight.shape, template_size) for part, weight in zip(split, weights, strict=True)],
+        [_untile_scaler(part, weight.shape, template_size) for part, weight in split],
         templates.reshape(num_templates, *template_size),
     )
+
+
+def repeat_layers(
+    weights: Sequence[Tensor], chosen: Sequence[int], template_size: Sequence[int], num_templates: int
+) -> tuple[list[Tensor], Tensor]:
+    """Templates that hold a few whole layers, tile by tile; what they leave over is given to `factorize`.
+
+    Every layer starts as the nearest of the `chosen` layers, plus the best approximation of its difference from it by
+    the remaining templates, if there are any. Far from optimal in the weights, but each layer is one that works.
+
+    Args:
+        weights: tensors (L, m1, m2), L >= 1, of the group.
+        chosen: ascending indices of the layers to hold; num_templates must be enough for their tiles.
+        template_size: (w1, w2).
+        num_templates: N.
+
+    Returns:
+        As `factorize`: one scaler (L, N, a, b) per tensor, and the templates (N, w1, w2).
+    """
+    counts = [math.prod(grid(weight.shape[1:], template_size)) for weight in weights]
+    held = len(chosen) * sum(counts)
+    templates = weights[0].new_zeros(num_templates, *template_size, dtype=torch.float32)
+    scalers, start = [], 0
+    for weight, count in zip(weights, counts, strict=True):
+        a, b = grid(weight.shape[1:], template_size)
+        scaler = torch.zeros(len(weight), num_templates, a, b)
+        for layer in chosen:
+            templates[start : start + count] = tile(weight[layer].float(), template_size).unflatten(1, template_size)
+            users = [i for i in range(len(weight)) if nearest(chosen, i) == layer]
+            scaler[users, start : start + count] = torch.eye(count).reshape(count, a, b)
+            start += count
+        scalers.append(scaler)
+    if num_templates > held:
+        index = [[nearest(chosen, i) for i in range(len(weight))] for weight in weights]
+        rest = [weight.float() - weight[near].float() for weight, near in zip(weights, index, strict=True)]
+        rest_scalers, templates[held:] = factorize(rest, template_size, num_templates - held)
+        for scaler, rest_scaler in zip(scalers, rest_scalers, strict=True):
+            scaler[:, held:] = rest_scaler
+    return scalers, templates
+
+
+def spread(count: int, length: int) -> list[int]:
+    """`count` indices out of `length`, each in the middle of its share, ties going outwards: spread(2, 8) == [1, 6]."""
+    middles = [(i + 0.5) / count * length - 0.5 for i in range(count)]
+    return [math.floor(m) if m < (length - 1) / 2 else math.ceil(m) for m in middles]
+
+
+def nearest(chosen: Sequence[int], index: int) -> int:
+    """The member of `chosen` nearest to an index, the lower one of two."""
+    return min(chosen, key=lambda member: abs(member - index))
 
 
 def _untile_scaler(rows: Tensor, shape: Sequence[int], template_size: Sequence[int]) -> Tensor:

@@ -45,6 +45,7 @@ class ClassificationTask:
             raise ValueError(f"alpha={alpha} must lie in [0, 1] and tau={tau} must be positive.")
         self.data, self.alpha, self.tau = data, alpha, tau
         self.train_data: Dataset[Any] = data.train
+        self.class_names = data.class_names
 
     def new_model(
         self, *, seed: int, num_layers: int, num_attention_heads: int, attention_head_dim: int, patch_size: int
@@ -102,6 +103,9 @@ class ClassificationTask:
 
     def samples(self, model: nn.Module, count: int) -> None:
         """A classifier makes no images."""
+
+    def real_samples(self, count: int) -> None:
+        """Nothing to show them beside."""
 
     def frechet_distance(self, images: Tensor) -> float:
         raise ValueError("a classifier makes no images to measure.")

@@ -67,6 +67,9 @@ class Comparison:
         self.panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
         self.grid: dict[str, Tensor] = {}
         ancestry.to(accelerator.device).eval()
+        real = task.real_samples(GRID_COLUMNS)
+        if real is not None:
+            self.grid["real"] = real
         row = self._record("ancestry", "ancestry", ancestry, {0: task.evaluate(ancestry)})
         row["frechet"] = self._sample("ancestry", ancestry)
 
@@ -118,7 +121,8 @@ class Comparison:
             write_json(self.output_dir / "results.json", results)
             curves(self.panels, self.output_dir / "curves.png", log_y=True)
             if self.grid:
-                image_grid(self.grid, self.output_dir / "samples.png")
+                classes = [self.task.class_names[i % len(self.task.class_names)] for i in range(GRID_COLUMNS)]
+                image_grid(self.grid, self.output_dir / "samples.png", column_labels=classes)
             numbers = self.learngene.num_parameters, self.learngene.ancestry_parameters
             print(
                 f"\nlearngene: {numbers[0]:,} parameters, {numbers[0] / numbers[1]:.0%} of the ancestry's {numbers[1]:,}"

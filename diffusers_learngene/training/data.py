@@ -97,22 +97,18 @@ def load_image_classes(
         _check_columns(split, image_column, label_column, source)
     train, validation = _train_and_validation(splits, label_column, validation_fraction, seed, source)
 
-    class_names, train_labels = _classes(train, label_column, source)
-    train_classes = set(train_labels.tolist())
-    if len(train_classes) < 2:
-        raise ValueError(f"{source} has only images of {class_names[min(train_classes)]!r}: one class is not enough.")
-    names = {name: label for label, name in enumerate(class_names)}
-    own_names, own_labels = _classes(validation, label_column, source)
-    if unknown := sorted(set(own_names) - set(names)):
-        raise ValueError(f"{source} has classes in its validation split alone: {unknown[:5]}.")
-    validation_labels = np.array([names[name] for name in own_names])[own_labels]
+    class_names = _class_names(splits["train"], label_column, source)
+    train_labels = _labels(train, label_column, class_names, source)
+    validation_labels = _labels(validation, label_column, class_names, source)
+    if len(present := set(train_labels.tolist())) < 2:
+        raise ValueError(f"{source} has only images of {class_names[min(present)]!r}: one class is not enough.")
 
     first = train[0][image_column]
     channels = 1 if first.mode in ("1", "L") else 3
     if resolution is None:
         if first.width != first.height:
             raise ValueError(
-                f"resolution=None, but {source} has images of {first.width} x {first.height} pixels: give a resolution."
+                f"resolution=None, but {source} has images of {first.width} x {first.height} pixels: give one."
             )
         resolution, exact = first.width, True
     else:
@@ -218,19 +214,29 @@ def _train_and_validation(
     return parts["train"], parts["test"]
 
 
-def _classes(split: "datasets.Dataset", label_column: str, source: str) -> tuple[list[str], np.ndarray]:
-    """The names of the classes, and the label of each image, (n,)."""
+def _class_names(split: "datasets.Dataset", label_column: str, source: str) -> list[str]:
     import datasets
 
     values, feature = split[label_column], split.features[label_column]
-    if missing := sum(value is None for value in values):
+    if missing := sum(value is None or value == -1 for value in values):
         raise ValueError(f"label_column={label_column!r} of {source}: {missing} of {len(values)} labels are missing.")
     if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names), np.asarray(values)
+        return list(feature.names)
     try:
-        names = sorted(set(values))
+        return [str(value) for value in sorted(set(values))]
     except TypeError as error:  # lists, dicts
+        raise ValueError(f"label_column={label_column!r} of {source} is {feature}, not one label an image.") from error
+
+
+def _labels(split: "datasets.Dataset", label_column: str, class_names: list[str], source: str) -> np.ndarray:
+    """The label of each image as an index into `class_names`, (n,)."""
+    import datasets
+
+    feature, index = split.features[label_column], {name: i for i, name in enumerate(class_names)}
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    texts = [str(value) if names is None else names[value] for value in split[label_column]]
+    if unknown := sorted(set(texts) - set(index)):
         raise ValueError(
-            f"label_column={label_column!r} of {source} holds {feature}, not one label an image."
-        ) from error
-    return [str(name) for name in names], np.searchsorted(names, values)
+            f"{source} has classes in its validation split that it has no training images of: {unknown[:5]}."
+        )
+    return np.array([index[text] for text in texts])

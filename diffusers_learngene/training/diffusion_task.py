@@ -23,6 +23,8 @@ from .tasks import Call
 
 __all__ = ["DiffusionTask", "load_dit"]
 
+MAX_REAL = 5000  # real images that the Frechet distance takes
+
 
 def load_dit(
     pretrained_model_name_or_path: str, *, revision: str | None = None, variant: str | None = None
@@ -76,6 +78,7 @@ class DiffusionTask:
         self.data, self.vae, self.seed, self.device = data, vae, seed, device
         self.label_dropout, self.noise_weight = label_dropout, noise_weight
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.class_names = data.class_names
         self.num_classes = len(data.class_names)
         self.scheduler = noise_scheduler(latents=vae is not None)
         self.train_data: Dataset[Any] = data.train
@@ -166,18 +169,28 @@ class DiffusionTask:
         images = decode_latents(self.vae, images) if self.vae is not None else images
         return images.clamp(-1, 1).cpu()
 
-    def real_images(self, count: int) -> tuple[Tensor, Tensor]:
-        """Up to `count` validation images and their labels."""
-        items = [self.data.validation[i] for i in range(min(count, len(self.data.validation)))]  # type: ignore[arg-type]
-        return torch.stack([item["images"] for item in items]), torch.tensor([item["labels"] for item in items])
+    def real_samples(self, count: int) -> Tensor:
+        """Validation images, classes in turn; a class that runs out starts again."""
+        images, labels = _stack(self.data.validation, MAX_REAL)
+        by_class = [torch.nonzero(labels == label).flatten() for label in range(len(self.class_names))]
+        by_class = [index for index in by_class if len(index)]
+        rows = [
+            by_class[i % len(by_class)][i // len(by_class) % len(by_class[i % len(by_class)])] for i in range(count)
+        ]
+        return images[torch.stack(rows)]
 
     @cached_property
     def _features(self) -> Any:
-        items = [self.data.train[i] for i in range(min(5000, len(self.data.train)))]  # type: ignore[arg-type]
-        images, labels = torch.stack([item["images"] for item in items]), torch.tensor([i["labels"] for i in items])
+        images, labels = _stack(self.data.train, MAX_REAL)
         return classifier_features(images, labels, seed=self.seed)
 
     def frechet_distance(self, images: Tensor) -> float:
         """Frechet distance to the validation images in the features of a small classifier (`metrics.features`)."""
-        real = self._features(self.real_images(len(images))[0])
+        real = self._features(_stack(self.data.validation, MAX_REAL)[0])
         return load("fid").compute(predictions=self._features(images), reference_features=real)["fid"]
+
+
+def _stack(dataset: Dataset[Any], count: int) -> tuple[Tensor, Tensor]:
+    """The first images (n, C, H, W) of a data set, at most `count`, and their labels (n,)."""
+    items = [dataset[i] for i in range(min(count, len(dataset)))]  # type: ignore[arg-type]
+    return torch.stack([item["images"] for item in items]), torch.tensor([item["labels"] for item in items])

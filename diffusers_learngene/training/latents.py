@@ -36,7 +36,7 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, batch_size: int = 
 
 
 class CachedLatents(Dataset[dict[str, Any]]):
-    """Items {"images": float32 (c, h, w), "labels": int} of latents (n, c, h, w), in any precision, and labels (n,)."""
+    """Items {"images": float32 (c, h, w), "labels": int} of latents (n, c, h, w), any precision, and labels (n,)."""
 
     def __init__(self, latents: torch.Tensor, labels: torch.Tensor) -> None:
         self.latents, self.labels = latents, labels
@@ -83,7 +83,7 @@ def cache_latents(
 
     encoded, labels = [], []
     for batch in tqdm(DataLoader(dataset, batch_size=batch_size), desc="encode images", delay=2):
-        encoded.append(encode_images(vae, batch["images"]).half().cpu())
+        encoded.append(encode_images(vae, batch["images"]).half().cpu().contiguous())
         labels.append(batch["labels"])
     tensors = {"latents": torch.cat(encoded), "labels": torch.cat(labels)}
     if path is not None:

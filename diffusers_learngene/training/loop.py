@@ -2,10 +2,10 @@
 """The one training loop of all scripts: the script brings a model and a loss, the loop brings everything else.
 
 What a step computes is a pure function of the weights and of (seed, step): the samples come from `StepBatchSampler`,
-and the loss gets a generator of its own for noise, timesteps and dropped labels. So k steps + resume + (N - k) steps
-are N steps, bit for bit on a CPU; and since the random numbers belong to shards of the batch (`sampler.py`), P
-processes x A micro-steps give the same training for every way to write P * A as a product, up to the order of
-summation.
+the loss gets a generator of its own for noise, timesteps and dropped labels, and torch's global generator is seeded
+for dropout in the model. So k steps + resume + (N - k) steps are N steps, bit for bit on a CPU; and since the random
+numbers belong to shards of the batch (`sampler.py`), P processes x A micro-steps give the same training for every way
+to write P * A as a product, up to the order of summation.
 """
 
 import math
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
-from .sampler import StepBatchSampler, seeded_generator
+from .sampler import StepBatchSampler, derived_seed, seeded_generator
 from .tracking import check_processes
 
 
@@ -50,7 +50,7 @@ class TrainingOptions:
         seed: Of the order of the samples and of every generator handed to the loss.
         ema_decay: Keep a moving average of the trained parameters; evaluations use it, and it is what the model holds
             at the end.
-        checkpointing_steps: Optimiser steps between checkpoints; `None`: none.
+        checkpointing_steps: Optimiser steps between checkpoints; the last step gets one, too. `None`: none at all.
         checkpoints_total_limit: Checkpoints to keep; `None`: all.
         resume_from_checkpoint: "latest" or a checkpoint's path.
         dataloader_num_workers: Processes that load data; 0 loads in this one.
@@ -100,7 +100,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `model` in place with AdamW, and return the history.
 
-    Can be called many times with one accelerator, for one model after the other.
+    Can be called many times with one accelerator, for one model after the other; whatever else was prepared with it is
+    released. Models that the loss only looks at, such as a teacher, need not be prepared.
 
     Args:
         accelerator: Of `create_accelerator`, or your own; says how many micro-steps to accumulate, and the precision.
@@ -119,13 +120,12 @@ def train(
 
     Returns:
         One dict per step done: "step" (from 1), "loss" (mean over all processes, before the update), "lr", and what
-            `evaluate`
-        returned after it; where step 0 was evaluated, a first dict without loss and lr. A resumed training returns all
-        of it.
+        `evaluate` returned after it; if step 0 was evaluated, a first dict without loss and lr. A resumed training
+        returns all of it, from the first step on.
 
     Raises:
-        ValueError: Nothing to train, or a loss that is not finite; see also `resolve_checkpoint`, `load_checkpoint`,
-            `check_processes`.
+        ValueError: Nothing to train, parameters in no group, or a loss that is not finite; see also
+            `resolve_checkpoint`, `load_checkpoint`, `check_processes`.
     """
     check_processes(accelerator)
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
@@ -140,6 +140,11 @@ def train(
     accelerator.free_memory()  # of an earlier training with this accelerator
     model.to(accelerator.device)
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=0.0)
+    grouped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if forgotten := [key for key, parameter in trained.items() if id(parameter) not in grouped]:
+        raise ValueError(
+            f"param_groups leaves out {forgotten[:5]}: add them, or freeze them with requires_grad_(False)."
+        )
     # Kept out of `prepare`, which would make the schedule run `num_processes` times faster.
     lr_scheduler = get_scheduler(
         options.lr_scheduler,
@@ -207,9 +212,8 @@ def train(
         for micro_step in range(micro_steps):
             batch = send_to_device(next(batches), accelerator.device)
             shard = micro_step * processes + accelerator.process_index
-            with accelerator.accumulate(
-                prepared
-            ):  # gradients meet those of the other processes in the last micro-step
+            torch.manual_seed(derived_seed(options.seed, step, shard, 1))  # of dropout in the model
+            with accelerator.accumulate(prepared):  # the processes' gradients meet in the last micro-step
                 shard_loss = loss_fn(prepared, batch, seeded_generator(options.seed, step, shard), step)
                 accelerator.backward(shard_loss)
             loss += shard_loss.detach() / micro_steps
@@ -234,7 +238,8 @@ def train(
         history.append({**record, **evaluate_after(step + 1)})
         progress.update()
         progress.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-        if options.checkpointing_steps and (step + 1) % options.checkpointing_steps == 0:
+        every, last = options.checkpointing_steps, step + 1 == options.max_train_steps
+        if every and (last or (step + 1) % every == 0):
             state = {
                 "step": step + 1,
                 "signature": signature,

@@ -17,7 +17,7 @@ __all__ = ["StepBatchSampler", "derived_seed", "seeded_generator"]
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed made of whole numbers >= 0, such as (seed, step, shard): each tuple gives another, everywhere the same."""
+    """A seed made of whole numbers >= 0, such as (seed, step, shard): each tuple gives another, on any machine."""
     # The length goes in, because SeedSequence takes (1, 0) for (1).
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0])
 

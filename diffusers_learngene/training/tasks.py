@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a script trains for, behind one interface: `DiffusionTask` (a class-conditional DiT), `ClassificationTask` (a ViT).
+"""What a script trains for, behind one interface: `DiffusionTask` (a DiT by class), `ClassificationTask` (a ViT).
 
 A task knows its data, its models, its loss, its distillation and its measures; the scripts know the method. It only
 ever calls models, so an elastic student of one size stands in for a model.
@@ -22,6 +22,7 @@ class Task(Protocol):
     """What the scripts need of a task."""
 
     train_data: Dataset[Any]
+    class_names: list[str]
 
     def check_model(self, model: nn.Module) -> None:
         """Raise a ValueError if a model cannot take the task's images or classes."""
@@ -39,6 +40,9 @@ class Task(Protocol):
 
     def samples(self, model: nn.Module, count: int) -> Tensor | None:
         """Images (count, C, H, W) in [-1, 1] that a model makes, classes in turn; None where it makes none."""
+
+    def real_samples(self, count: int) -> Tensor | None:
+        """Validation images (count, C, H, W) in [-1, 1], classes in turn; None where none are made to compare with."""
 
     def frechet_distance(self, images: Tensor) -> float:
         """Distance of a set of images from the validation images."""

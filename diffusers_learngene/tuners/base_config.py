@@ -65,8 +65,8 @@ class LearngeneConfig(PeftConfig):
             self.layers_to_transform = list(layers) if isinstance(layers, list | tuple) else layers
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("bias", self.bias, get_args(Bias))
-        check_choice("share_qkv", self.share_qkv, (True, False))
-        check_choice("init_weights", self.init_weights, (True, False))
+        for name in ("share_qkv", "init_weights", "inference_mode"):
+            check_choice(name, getattr(self, name), (True, False))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern says what layers_to_transform counts: give layers_to_transform as well.")
         if (

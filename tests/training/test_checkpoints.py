@@ -51,10 +51,11 @@ def killed_while_saving(output_dir):
     run(output_dir, accelerator)
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_last_good_checkpoint(tmp_path):
     file, root = Path(__file__), Path(__file__).parents[2]
-    script = f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem} as t; t.killed_while_saving(sys.argv[1])"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(root)])}
+    script = f"import sys, {file.stem}; {file.stem}.killed_while_saving(sys.argv[1])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(file.parent), *sys.path, str(root)])}
     command = [sys.executable, "-c", script, str(tmp_path / "killed")]
     assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
     assert names(tmp_path / "killed") == ["checkpoint-2", "tmp-checkpoint-4"]

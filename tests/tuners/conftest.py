@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftConfig
 
 from diffusers_learngene import WAVEConfig
 from models import MODELS, Tiny
+
+
+# Matrices this small are not worth a second thread, and two threads on a busy machine are 50 times slower than one.
+torch.set_num_threads(1)
 
 
 @dataclass
@@ -35,6 +40,21 @@ ADDERS = [name for name, method in METHODS.items() if method.arguments.get("mode
 GENERATORS = [name for name in METHODS if name not in ADDERS]
 
 
+# Every model with two methods, and every method on three models: a diffuser, transposed weights, convolutions.
+PAIRS = [
+    (model, method)
+    for model in MODELS
+    for method in METHODS
+    if model in ("dit", "gpt2", "conv2d") or method in ("wave-odd", "wave-generate-odd")
+]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[Callable[..., Tiny], Method]:
+    """Architectures and kinds of adapters together."""
+    return MODELS[request.param[0]], METHODS[request.param[1]]
+
+
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> Method:
     """Each kind of adapter."""
@@ -51,12 +71,6 @@ def adder(request: pytest.FixtureRequest) -> Method:
 def generator(request: pytest.FixtureRequest) -> Method:
     """Each kind of adapter that replaces a weight."""
     return METHODS[request.param]
-
-
-@pytest.fixture(params=MODELS)
-def make(request: pytest.FixtureRequest) -> Callable[..., Tiny]:
-    """Each tiny model, as a function that makes a new one with the same weights."""
-    return MODELS[request.param]
 
 
 @pytest.fixture(params=[True, False], ids=["factored", "built"])

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of a learngene, safetensors with a description in its metadata: written atomically, read with suspicion.
+
+Whatever lies in a file, reading it ends in a learngene that fits its own description or in a `LearngeneError`. Types,
+ranges, keys and shapes are checked in the file's header, before a tensor is read or a model of such a config is built.
+"""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .functional import wave
+from .layout import Layout, layout_of
+from .models import check_config, empty_model, override_config
+from .tuners.base_config import check_numbers
+
+
+WEIGHTS = "model.safetensors"
+FORMAT_VERSION = 1
+
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_DTYPES = ("F32", "F16", "BF16")
+_FEW_BLOCKS = 256  # a config may ask for so many although the file has fewer: another tower, a count of something else
+
+
+class LearngeneError(ValueError):
+    """A learngene file or folder that is incomplete, damaged, or not a learngene; the message names what is wrong."""
+
+
+@dataclass
+class ArtefactConfig:
+    """What a learngene file says about itself.
+
+    Attributes:
+        architecture: class name of the model in diffusers or transformers.
+        base_config: config of the ancestry model.
+        template_pattern: [N, w1, w2] of every group's templates.
+        widths: config overrides of every width that has its own size tensors; the first is {} (the ancestry's).
+        condensed_for: config overrides of every size that was drawn while distilling; empty after the closed form.
+        ancestry: Hub id of the ancestry model, if it has one.
+        method: "wave".
+        format_version: of this file layout.
+    """
+
+    architecture: str
+    base_config: dict[str, Any]
+    template_pattern: dict[str, list[int]]
+    widths: list[dict] = field(default_factory=lambda: [{}])
+    condensed_for: list[dict] = field(default_factory=list)
+    ancestry: str | None = None
+    method: str = "wave"
+    format_version: int = FORMAT_VERSION
+
+    def override(self, overrides: dict) -> dict[str, Any]:
+        """Config of the model of another size."""
+        return override_config(self.architecture, self.base_config, overrides)
+
+    def layout(self, base_config: dict) -> Layout:
+        """Where the tensors of a model of that config lie."""
+        return layout_of(empty_model(self.architecture, base_config), list(self.template_pattern))
+
+    def shapes(self, layouts: list[Layout]) -> dict[str, list[int]]:
+        """Shape of every tensor of the learngene, given the layout of every width."""
+        shapes = {f"templates.{key}": list(shape) for key, shape in self.template_pattern.items()}
+        for index, layout in enumerate(layouts):
+            for key, entry in layout.entries.items():
+                shape = list(entry.shape)
+                if entry.group:
+                    num, *size = self.template_pattern[entry.group]
+                    shape = [num, *wave.grid(shape, size)]
+                lead = [] if key.startswith("shared.") else [len(entry.names)]
+                shapes[f"sizes.{index}.{key}"] = lead + shape
+        return shapes
+
+
+def hub_id(name: str | os.PathLike[str] | None) -> str | None:
+    """`name` if it is a Hub id, "org/name"; None for a folder, whose path is nobody's business."""
+    return str(name) if name and _HUB_ID.fullmatch(str(name)) and not Path(name).exists() else None
+
+
+def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors and, for readers and the Hub's download counter, config.json."""
+    description = asdict(config)
+    metadata = {"format": "pt", "learngene": json.dumps(description)}
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write(folder / WEIGHTS, lambda path: save_file(stored, path, metadata=metadata))
+    write(folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8"))
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Write through a temporary file in the same folder: at any moment `path` is the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
+    """Config and fp32 tensors of a learngene file.
+
+    Raises:
+        LearngeneError: the file is anything else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {key: list(part.get_shape()) for key, part in slices.items()}
+            config = _parse((file.metadata() or {}).get("learngene"), shapes)
+            _check_shapes(config, shapes)
+            for key, part in slices.items():
+                if part.get_dtype() not in _DTYPES:
+                    raise LearngeneError(f"tensor {key!r} is {part.get_dtype()}, not one of {', '.join(_DTYPES)}.")
+            tensors = {key: file.get_tensor(key).float() for key in shapes}
+    except (SafetensorError, OSError) as error:
+        raise LearngeneError(f"{path} cannot be read as safetensors ({error}): download or copy it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise LearngeneError(f"{path} is not a learngene that can be used: {error}") from error
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise LearngeneError(f"tensor {key!r} of {path} holds NaN or infinity.")
+    return config, tensors
+
+
+def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
+    """Check everything in a description that can be checked without building a model."""
+    if description is None:
+        raise LearngeneError("a safetensors file without the description of a learngene.")
+    values = json.loads(description)
+    if not isinstance(values, dict):
+        raise LearngeneError(f"its description is a {type(values).__name__}.")
+    for name, known in (("format_version", FORMAT_VERSION), ("method", "wave")):
+        value = values.get(name)
+        if type(value) is not type(known) or value != known:
+            raise LearngeneError(f"{name}={value!r} is not {known!r}: update diffusers-learngene.")
+    names = {entry.name for entry in fields(ArtefactConfig)}
+    if values.keys() != names:
+        raise LearngeneError(f"the description lacks {names - values.keys()} and has {values.keys() - names}.")
+    kinds = {"architecture": str, "base_config": dict, "template_pattern": dict, "widths": list, "condensed_for": list}
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise LearngeneError(f"{name}={values[name]!r} must be a {kind.__name__}.")
+    config = ArtefactConfig(**values)
+
+    if config.ancestry is not None and not (isinstance(config.ancestry, str) and _HUB_ID.fullmatch(config.ancestry)):
+        raise LearngeneError(f"ancestry={config.ancestry!r} must be a Hub id or null.")
+    for key, size in config.template_pattern.items():
+        if not isinstance(size, list) or len(size) != 3:
+            raise LearngeneError(f"template_pattern[{key!r}]={size!r} must be [templates, height, width].")
+        check_numbers(f"template_pattern[{key!r}]", size)
+        if size[0] > size[1] * size[2]:
+            raise LearngeneError(f"template_pattern[{key!r}]={size!r} has more templates than numbers in one.")
+
+    depth = max((s[0] for key, s in shapes.items() if s and re.match(r"sizes\.0\.(scalers|layers)\.", key)), default=0)
+    most = max(depth, _FEW_BLOCKS)
+    check_config(config.base_config, most=most)
+    for name in ("widths", "condensed_for"):
+        for overrides in getattr(config, name):
+            if not isinstance(overrides, dict):
+                raise LearngeneError(f"{name}: {overrides!r} must be config overrides.")
+            check_config(config.override(overrides), most=most)
+    stored = {key.split(".")[1] for key in shapes if key.startswith("sizes.")}
+    if not config.widths or config.widths[0] or stored != set(map(str, range(len(config.widths)))):
+        raise LearngeneError(f"widths={config.widths!r} must begin with {{}}, and have sizes {sorted(stored)}.")
+    return config
+
+
+def _check_shapes(config: ArtefactConfig, found: Mapping[str, list[int]]) -> None:
+    """Compare the tensors of a file with those of the models that its config describes."""
+    layouts = [config.layout(config.override(overrides)) for overrides in config.widths]
+    unused = set(config.template_pattern) - {entry.group for layout in layouts for entry in layout.entries.values()}
+    if unused:
+        raise LearngeneError(f"template_pattern names {sorted(unused)}, which {config.architecture} has not.")
+    expected = config.shapes(layouts)
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        number = f"{len(missing)} and {len(extra)} in all"
+        raise LearngeneError(f"the file lacks the tensors {missing[:3]} and has unknown ones {extra[:3]} ({number}).")
+    for key, shape in expected.items():
+        if found[key] != shape:
+            raise LearngeneError(f"tensor {key!r} has the shape {found[key]}, but its config asks for {shape}.")

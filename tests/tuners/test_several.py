@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several adapters on one model: active together or in turn, added, merged and deleted in any order."""
+
+import itertools
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+from diffusers_learngene import WAVEConfig
+from diffusers_learngene.tuners.base_layer import LearngeneLayer
+from models import MODELS
+
+
+# Other template sizes, other layers, layers in common, groups that begin elsewhere.
+CONFIGS = {
+    "x": {"init_weights": False},
+    "y": {"init_weights": False, "template_size": (3, 5), "num_templates": 4, "target_modules": ["to_q", "ff.net.2"]},
+    "z": {"init_weights": False, "share_qkv": False, "layers_to_transform": [1, 2]},
+}
+# PEFT warns where some layers have nothing to merge or unmerge.
+pytestmark = pytest.mark.filterwarnings("ignore:Already", "ignore:All adapters are already merged")
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def single(name):
+    tiny = MODELS["dit"]()
+    torch.manual_seed(ord(name))
+    tiny.model = get_peft_model(tiny.model, WAVEConfig(**CONFIGS[name]), adapter_name=name)
+    return tiny
+
+
+def together(names):
+    """A model with the adapters that `single` makes, added in this order."""
+    tiny = single(names[0])
+    for name in names[1:]:
+        torch.manual_seed(ord(name))
+        tiny.model.add_adapter(name, WAVEConfig(**CONFIGS[name]))
+    return tiny
+
+
+def weights(model, name):
+    """Every tensor of an adapter, by its name in the model."""
+    return {key: p.detach().clone() for key, p in model.named_parameters() if f".{name}." in key}
+
+
+@pytest.mark.parametrize("order", itertools.permutations("xyz"), ids="".join)
+def test_one_at_a_time(order):
+    """In whatever order they came, each does what it does alone."""
+    tiny = together(order)
+    for name in reversed(order):
+        tiny.model.set_adapter(name)
+        expected = single(name)
+        assert weights(tiny.model, name).keys() == weights(expected.model, name).keys()
+        torch.testing.assert_close(tiny(), expected(), **CLOSE)
+        trained = {key for key, p in tiny.model.named_parameters() if p.requires_grad}
+        assert trained == weights(tiny.model, name).keys()
+
+
+@pytest.mark.parametrize("order", itertools.permutations("xyz"), ids="".join)
+def test_deleting_leaves_the_others_as_they_are(order):
+    tiny = together("xyz")
+    kept = {name: weights(tiny.model, name) for name in "xyz"}
+    for deleted, *rest in (order, order[1:]):
+        tiny.model.set_adapter(rest[0])
+        tiny.model.delete_adapter(deleted)
+        assert not weights(tiny.model, deleted)
+        for name in rest:
+            found = weights(tiny.model, name)
+            assert found.keys() == kept[name].keys()
+            assert all(torch.equal(found[key], kept[name][key]) for key in found)
+            tiny.model.set_adapter(name)
+            torch.testing.assert_close(tiny(), single(name)(), **CLOSE)
+    torch.manual_seed(ord(order[0]))
+    tiny.model.add_adapter(order[0], WAVEConfig(**CONFIGS[order[0]]))
+    tiny.model.set_adapter(order[0])
+    torch.testing.assert_close(tiny(), single(order[0])(), **CLOSE)
+
+
+@pytest.mark.parametrize("names", ["xy", "xz", "zy", "zxy"])
+def test_active_together(names):
+    """Their deltas add up, merged or not, together or one by one."""
+    tiny, plain = together("xyz"), MODELS["dit"]()
+    tiny.model.base_model.set_adapter(list(names))
+    output = tiny()
+    with torch.no_grad():
+        for name in names:
+            for key, layer in single(name).model.named_modules():
+                if isinstance(layer, LearngeneLayer):
+                    base = plain.model.get_submodule(key.removeprefix("base_model.model."))
+                    base.weight += layer.get_delta_weight(name)
+    torch.testing.assert_close(output, plain(), **CLOSE)
+    tiny.model.merge_adapter()
+    torch.testing.assert_close(tiny(), output, **CLOSE)
+    tiny.model.unmerge_adapter()
+    torch.testing.assert_close(tiny(), output, **CLOSE)
+    tiny.model.set_adapter(names[0])
+    tiny.model.merge_adapter()
+    torch.testing.assert_close(tiny(), single(names[0])(), **CLOSE)
+    for name in names[1:]:
+        tiny.model.merge_adapter(adapter_names=[name])
+    torch.testing.assert_close(tiny(), output, **CLOSE)
+    tiny.model.unmerge_adapter()
+    tiny.model = tiny.model.merge_and_unload(adapter_names=list(names))
+    torch.testing.assert_close(tiny(), output, **CLOSE)
+
+
+def test_disabling(adder):
+    tiny = MODELS["dit"]()
+    expected = tiny()
+    tiny.model = get_peft_model(tiny.model, adder())
+    output = tiny()
+    with tiny.model.disable_adapter():
+        torch.testing.assert_close(tiny(), expected, **CLOSE)
+    torch.testing.assert_close(tiny(), output, **CLOSE)
+    tiny.model.merge_adapter()
+    with tiny.model.disable_adapter():  # as in PEFT, this unmerges
+        torch.testing.assert_close(tiny(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(tiny(), output, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(tiny.model.unload()(**tiny.inputs).sample, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_saving_one_of_many(tmp_path):
+    tiny = together("xyz")
+    tiny.model.save_pretrained(tmp_path)
+    other = MODELS["dit"]()
+    other.model = PeftModel.from_pretrained(other.model, tmp_path / "z", adapter_name="first")
+    other.model.load_adapter(tmp_path / "x", "second")
+    for mine, theirs in (("first", "z"), ("second", "x")):
+        other.model.set_adapter(mine)
+        tiny.model.set_adapter(theirs)
+        assert torch.equal(other(), tiny())
+
+
+def test_scale_is_linear(adder):
+    tiny = MODELS["mlp"]()
+    expected = tiny()
+    tiny.model = get_peft_model(tiny.model, adder(target_modules=["blocks.2.down"]))
+    full = tiny()
+    layer = tiny.model.base_model.model.blocks[2]["down"]
+    for scale in (0.0, 0.3, -2.0):
+        layer.set_scale("default", scale)
+        torch.testing.assert_close(tiny() - expected, scale * (full - expected), **CLOSE)
+    layer.unscale_layer()
+    layer.scale_layer(0.5)
+    torch.testing.assert_close(tiny() - expected, 0.5 * (full - expected), **CLOSE)
+    layer.unscale_layer(0.5)
+    layer.set_scale("absent", 3)
+    torch.testing.assert_close(tiny(), full, **CLOSE)
+    layer.merge()
+    layer.set_scale("default", 7)  # what was merged is what is taken out
+    layer.unmerge()
+    layer.set_scale("default", 0)
+    torch.testing.assert_close(tiny(), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_safe_merge_finds_broken_weights(method, value):
+    tiny = MODELS["mlp"]()
+    tiny.model = get_peft_model(tiny.model, method())
+    with torch.no_grad():
+        next(p for p in tiny.model.parameters() if p.requires_grad).view(-1)[0] = value
+    before = {name: p.clone() for name, p in tiny.model.named_parameters() if "base_layer" in name}
+    for call in (tiny.model.merge_adapter, tiny.model.merge_and_unload):
+        with pytest.raises(ValueError, match="NaNs detected in the merged weights. The adapter default"):
+            call(safe_merge=True)
+    assert all(torch.equal(p, before[name]) for name, p in tiny.model.named_parameters() if name in before)

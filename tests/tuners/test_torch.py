@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch and accelerate do to modules: half precision, compilation, checkpointing, copying, quantising, offloading."""
+
+import pickle
+from copy import deepcopy
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from diffusers import SD3Transformer2DModel, TorchAoConfig
+from peft import get_peft_model
+from torchao.quantization import Int8WeightOnlyConfig
+
+from diffusers_learngene import WAVEConfig
+from diffusers_learngene.tuners.base_layer import LearngeneLayer
+from models import MODELS, run
+
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def adapted(name, config):
+    tiny = MODELS[name]()
+    tiny.model = get_peft_model(tiny.model, config)
+    return tiny
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, LearngeneLayer)]
+
+
+def cast(tiny, dtype):
+    tiny.inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.inputs.items()}
+
+
+HALF = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", ["mlp", "conv1d", "conv2d"])
+def test_half_precision_model(name, dtype, method, factored):
+    """The adapter stays in fp32 and the result in the model's dtype, near that of the fp32 model."""
+    tiny, half = adapted(name, method()), MODELS[name]()
+    half.model = get_peft_model(half.model.to(dtype), method())
+    half.model.load_state_dict({k: v for k, v in tiny.model.state_dict().items() if "learngene_" in k}, strict=False)
+    assert {p.dtype for n, p in half.model.named_parameters() if "learngene_" in n} == {torch.float32}
+    cast(half, dtype)
+    expected, found = tiny(), half()
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() < HALF[dtype] * (1 + expected.abs().max())
+    found.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in half.model.parameters() if p.requires_grad)
+    half.model.merge_adapter()
+    assert {p.dtype for n, p in half.model.named_parameters() if "base_layer" in n} == {dtype}
+    assert (half().float() - expected).abs().max() < HALF[dtype] * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["mlp", "conv1d", "conv2d"])
+def test_autocast(name, base, method, factored):
+    """The result has the dtype that it would have without the adapter."""
+    tiny, plain = adapted(name, method()), MODELS[name]()
+    expected = tiny()
+    tiny.model.to(base), plain.model.to(base)
+    cast(tiny, base), cast(plain, base)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = tiny()
+        assert found.dtype == plain().dtype == torch.bfloat16
+    assert (found.float() - expected).abs().max() < 2 * HALF[torch.bfloat16] * (1 + expected.abs().max())
+
+
+def test_adapter_dtype_is_peft_s_choice():
+    model = get_peft_model(MODELS["mlp"]().model.bfloat16(), WAVEConfig(), autocast_adapter_dtype=False)
+    assert {p.dtype for n, p in model.named_parameters() if "learngene_" in n} == {torch.bfloat16}
+
+
+def test_loading_into_half_precision_keeps_every_bit(method, tmp_path):
+    from peft import PeftModel
+
+    tiny = adapted("mlp", method())
+    tiny.model.save_pretrained(tmp_path)
+    for low_cpu_mem_usage in (False, True):
+        model = MODELS["mlp"]().model.bfloat16()
+        model = PeftModel.from_pretrained(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+        loaded = dict(model.named_parameters())
+        assert all(torch.equal(loaded[n], p) for n, p in tiny.model.named_parameters() if "learngene_" in n)
+
+
+@pytest.mark.parametrize(("name", "backend"), [("mlp", "aot_eager"), ("conv2d", "aot_eager"), ("dit", "eager")])
+def test_compile(name, backend, method, factored):
+    """In one graph, forward and backward, with a second adapter beside."""
+    tiny = adapted(name, method())
+    tiny.model.add_adapter("second", WAVEConfig(init_weights=False, template_size=4))
+    tiny.model.base_model.set_adapter(["default", "second"])
+    output = tiny()
+    output.square().mean().backward()
+    grads = {n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None}
+    tiny.model.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(tiny.model, fullgraph=True, backend=backend)
+    found = run(compiled, tiny.inputs)
+    torch.testing.assert_close(found, output, **CLOSE)
+    found.square().mean().backward()
+    for n, p in tiny.model.named_parameters():
+        if n in grads:
+            torch.testing.assert_close(p.grad, grads[n], **CLOSE)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant, method):
+    tiny = adapted("dit", method())
+    tiny.model.train()
+    for block in tiny.model.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0
+    tiny.inputs["hidden_states"].requires_grad_()
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            tiny.model.base_model.model.enable_gradient_checkpointing(
+                lambda *args: torch.utils.checkpoint.checkpoint(*args, use_reentrant=reentrant)
+            )
+        tiny.model.zero_grad()
+        tiny().square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, **CLOSE)
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_copies(copy, method):
+    """A copy shares among its own layers, and nothing with the original."""
+    tiny = adapted("dit", method())
+    tiny.model.add_adapter("second", WAVEConfig())
+    output, other = tiny(), copy(tiny.model)
+    assert not {p.data_ptr() for p in other.parameters() if p.numel()} & {p.data_ptr() for p in tiny.model.parameters()}
+    for adapter in ("default", "second"):
+        owned = {id(layer.banks[adapter]) for layer in layers(other) if adapter in layer.banks}
+        assert {id(layer.bank(adapter)) for layer in layers(other) if adapter in layer.scaling} == owned
+    torch.testing.assert_close(run(other, tiny.inputs), output, **CLOSE)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(tiny(), output, **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def sd3_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd3")
+    MODELS["sd3"]().model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_quantised_model(sd3_folder, adder, factored):
+    config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["proj_out"])
+    tiny = MODELS["sd3"]()
+    tiny.model = SD3Transformer2DModel.from_pretrained(sd3_folder, quantization_config=config)
+    expected = tiny()
+    tiny.model = get_peft_model(tiny.model, adder(init_weights=True))
+    assert all(layer.quantization_backend.backend_name == "torchao" for layer in layers(tiny.model))
+    torch.testing.assert_close(tiny(), expected, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        for layer in layers(tiny.model):
+            layer.scalers["default"].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    output = tiny()
+    assert not torch.allclose(output, expected, atol=1e-2)
+    output.square().mean().backward()
+    assert all(p.grad is not None for layer in layers(tiny.model) for p in layer.banks.parameters())
+    tiny.model = tiny.model.merge_and_unload()
+    torch.testing.assert_close(tiny(), output, rtol=0.1, atol=0.1)  # quantised once more
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_generated_weights_are_not_quantised(sd3_folder, generator):
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    model = SD3Transformer2DModel.from_pretrained(sd3_folder, quantization_config=config)
+    with pytest.raises(ValueError, match="because it is quantised"):
+        get_peft_model(model, generator())
+
+
+@pytest.mark.parametrize("name", ["dit", "mlp", "conv1d", "conv2d"])
+def test_cpu_offload(name, method, factored):
+    """Every tensor is away until a hook of its module brings it."""
+    tiny = adapted(name, method())
+    output = tiny()
+    cpu_offload(tiny.model, execution_device=torch.device("cpu"))
+    assert all(p.is_meta for p in tiny.model.parameters())
+    torch.testing.assert_close(tiny(), output, **CLOSE)
