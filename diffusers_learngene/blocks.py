@@ -209,11 +209,8 @@ def default_targets(model: nn.Module) -> list[str]:
     targets = [m for g in group_matrices(find_matrices(model)) if g.num_layers > 1 for m in g.matrices]
     names = [matrix.name for matrix in targets]
     roles = list(dict.fromkeys(matrix.role for matrix in targets))
-    matched = {
-        name
-        for name, module in model.named_modules()
-        if matrix_shape(module) is not None and any(name == role or name.endswith("." + role) for role in roles)
-    }
+    endings = tuple("." + role for role in roles)
+    matched = {name for name, _ in model.named_modules() if name in roles or name.endswith(endings)}
     return roles if matched == set(names) else names
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ancestry model's tensors -> templates and size tensors, in closed form: the start of condensing.
 
-The truncated SVD (`functional.wave.factorize`) is the best approximation of the *weights*, and a bad one of the *model*:
-trained weights are mostly their random initialisation, of which layers share nothing, so the optimum is a mean of
-functions that none of the layers computes. Whole layers are worse in the weights and better in the model: the templates
-hold as many layers as fit (two, with the default number of templates), each layer starts as the nearest of them, and
-templates that are left over approximate what is missing. Distillation from there reaches in 200 steps what it takes 500
-to reach from the SVD (README, "What was measured"). Both are exact once there are templates enough.
+The truncated SVD (`functional.wave.factorize`) is the best approximation of the *weights*, and a bad one of the
+*model*: trained weights are mostly their random initialisation, of which layers share nothing, so the optimum is a mean
+of functions that none of the layers computes. Whole layers are worse in the weights and better in the model: the
+templates hold as many layers as fit (two, with the default number of templates), each layer starts as the nearest of
+them, and templates that are left over approximate what is missing. Distillation from there reaches in 200 steps what it
+takes 500 to reach from the SVD (README, "What was measured"). Both are exact once there are templates enough.
 """
+
+import copy
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -34,6 +36,8 @@ def closed_form(
     Raises:
         ValueError: no repeated blocks, no target matched, or templates that do not fit a group.
     """
+    config = copy.copy(config)
+    config.mode = "generate"
     groups = _target_groups(model, config)
     pattern = {group.key: list(config.size_of(group)) for group in groups}
     layout = layout_of(model, list(pattern))
@@ -51,7 +55,7 @@ def closed_form(
         weights = [_matrices(entry, tensors) for entry in entries.values()]
         members = list(next(iter(entries.values())).names)
         layers = sorted({_position(members, layer) for layer in chosen[group.matrices[0].stack]})
-        if layers:
+        if layers and (complete or count < _full_rank(group, size)):
             coefficients, templates[group.key] = wave.repeat_layers(weights, layers, size, count)
         else:
             coefficients, templates[group.key] = wave.factorize(weights, size, count)
@@ -64,22 +68,39 @@ def closed_form(
 
 
 def _target_groups(model: nn.Module, config: WAVEConfig) -> list[blocks.Group]:
+    """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again."""
     matrices = blocks.find_matrices(model)
-    if config.target_modules is None:
-        names = set(blocks.default_targets(model))
-        chosen = [matrix for matrix in matrices if matrix.name in names or matrix.role in names]
-    else:
-        chosen = [matrix for matrix in matrices if check_target_module_exists(config, matrix.name)]
+    targets = config.target_modules
+    if targets is None or targets == "all-linear":
+        groups = blocks.group_matrices(matrices, config.share_qkv)
+        config = copy.copy(config)
+        config.target_modules = [m.name for g in groups if targets or g.num_layers > 1 for m in g.matrices]
+    chosen = {matrix for matrix in matrices if check_target_module_exists(config, matrix.name)}
     if not chosen:
         raise ValueError(
-            f"target_modules={config.target_modules!r} matches no matrix in the blocks of {type(model).__name__}, which "
-            f"have {blocks.default_targets(model)}."
+            f"target_modules={targets!r} matches no matrix in the blocks of {type(model).__name__}, which have "
+            f"{blocks.default_targets(model)}."
         )
-    return blocks.group_matrices(chosen, config.share_qkv)
+    roles = {(matrix.stack, matrix.role) for matrix in chosen}
+    groups = blocks.group_matrices([m for m in matrices if (m.stack, m.role) in roles], config.share_qkv)
+    groups = [group for group in groups if not chosen.isdisjoint(group.matrices)]
+    for group in groups:
+        if left := [matrix.name for matrix in group.matrices if matrix not in chosen]:
+            raise ValueError(f"target_modules leaves out {left[0]} of {group.key}: target all of its layers, or none.")
+    if unknown := set(config.template_pattern or ()) - {group.key for group in groups}:
+        raise ValueError(
+            f"template_pattern names {sorted(unknown)}; the groups are {[group.key for group in groups]}."
+        )
+    return groups
 
 
 def _tiles_per_layer(group: blocks.Group, template_size: list[int]) -> int:
     return sum(a * b for a, b in (wave.grid(shape, template_size) for shape in group.shapes))
+
+
+def _full_rank(group: blocks.Group, template_size: list[int]) -> int:
+    """As many templates as a group can use, from which on the SVD is exact."""
+    return min(group.num_layers * _tiles_per_layer(group, template_size), template_size[0] * template_size[1])
 
 
 def _matrices(entry: Entry, tensors: dict[str, Tensor]) -> Tensor:

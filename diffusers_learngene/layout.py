@@ -3,13 +3,13 @@
 
 A `Layout` sorts the tensors of a model into three kinds. The layers of each kind are stacked along axis 0:
 
-    scalers.<stack>.*.<role>    coefficients of a factored matrix, (L, N, a, b): they make W together with the templates
-    layers.<stack>.*.<path>     every other tensor of a block (biases, norms, matrices that no other layer has), (L, ...)
+    scalers.<stack>.*.<role>    coefficients of a factored matrix, (L, N, a, b): with the templates they make W
+    layers.<stack>.*.<path>     every other tensor of a block (biases, norms, matrices that do not recur), (L, ...)
     shared.<name>               depth-agnostic tensors: embedders, position tables, the final layer
 
 Going to another depth is then an index along axis 0 (`relative_layers`) and a gain on the residual outputs; going to
-another width maps channels (`functional.resize`) and refits the scalers. All of it is differentiable in the tensors, so
-that training can draw a size at random and train through it.
+another width maps channels (`functional.resize`) and refits the scalers. All of it is differentiable in the tensors,
+so that training can draw a size at random and train through it.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ def layout_of(model: nn.Module, group_keys: list[str]) -> Layout:
             entry = Entry(matrix.shape, {}, group, 1, output, module)
         else:
             key = _variant(f"layers.{stack}.*.{path}", tuple(tensor.shape), entries)
-            entry = Entry(tuple(tensor.shape), {}, None, input_axis, output)
+            entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis, output=output)
         entries.setdefault(key, entry).names[layer] = name
         stack_of[key] = stack
     return Layout(entries, depths, stack_of)
@@ -152,8 +152,10 @@ def unstack(tensors: Mapping[str, Tensor], layout: Layout, templates: Mapping[st
             state[entry.names[0]] = tensors[key]
             continue
         stacked = tensors[key]
-        if entry.group:
-            stacked = blocks.matrix_to_weight(wave.compose(stacked, templates[entry.group], shape=entry.shape), entry.module)
+        if entry.group and entry.module:
+            stacked = blocks.matrix_to_weight(
+                wave.compose(stacked, templates[entry.group], shape=entry.shape), entry.module
+            )
         state.update(zip(entry.names.values(), stacked.unbind(), strict=True))
     return state
 
@@ -170,14 +172,11 @@ def resize_tensors(
         ValueError: the target has a tensor that the source lacks, or an axis changes that is not a width.
     """
     matches = match(source, target) or _match_variants(source, target)
-    axes = {key: list(zip(source.entries[matches[key]].shape, entry.shape, strict=True)) for key, entry in target.entries.items()}
-    ratios = {m / n for key, pairs in axes.items() if not key.startswith("shared.") for n, m in pairs if n != m}
-    for key, pairs in axes.items():
-        for axis, (n, m) in enumerate(pairs):
-            if n != m and m / n not in ratios:
-                raise ValueError(f"axis {axis} of {key!r} would go from {n} to {m}: only depth and width can change.")
-    units = [axes[key][e.input_axis] for key, e in target.entries.items() if e.input_axis is not None]
-    runs = resize.runs((pair for pairs in axes.values() for pair in pairs), units)
+    axes = {
+        key: list(zip(source.entries[matches[key]].shape, entry.shape, strict=True))
+        for key, entry in target.entries.items()
+    }
+    runs = _runs(axes, target)
     result = {}
     for key, entry in target.entries.items():
         origin = source.entries[matches[key]]
@@ -196,11 +195,22 @@ def resize_tensors(
     return result
 
 
+def _runs(axes: Mapping[str, list[tuple[int, int]]], target: Layout) -> dict[tuple[int, int], int]:
+    """`resize.runs` of all changed axes; whatever changes in the blocks is a width, and its multiples outside are."""
+    widths = {pair for key, pairs in axes.items() if not key.startswith("shared.") for pair in pairs}
+    for key, pairs in axes.items():
+        for axis, (n, m) in enumerate(pairs):
+            if n != m and not any(n % u == 0 and m == v * (n // u) for u, v in widths if u != v):
+                raise ValueError(f"axis {axis} of {key!r} would go from {n} to {m}: only depth and width can change.")
+    units = [axes[key][entry.input_axis] for key, entry in target.entries.items() if entry.input_axis is not None]
+    return resize.runs({pair for pairs in axes.values() for pair in pairs}, units)
+
+
 def match(source: Layout, target: Layout) -> dict[str, str] | None:
     """Source key of every target key, of the same role and shape; None unless all have one (another width)."""
     own = {(_role(key), entry.shape): key for key, entry in reversed(source.entries.items())}
-    found = {key: own.get((_role(key), entry.shape)) for key, entry in target.entries.items()}
-    return None if None in found.values() else found
+    wanted = {key: (_role(key), entry.shape) for key, entry in target.entries.items()}
+    return {key: own[kind] for key, kind in wanted.items()} if own.keys() >= set(wanted.values()) else None
 
 
 def _match_variants(source: Layout, target: Layout) -> dict[str, str]:

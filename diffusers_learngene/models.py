@@ -27,7 +27,7 @@ _LABELS = {"id2label", "label2id"}  # free text
 _MAX_INTEGER = 2**31
 _MAX_COUNT = 4096  # blocks, experts: each is a Python object
 _COUNT = re.compile(r"(num|n)_(.*_)?(layers?|blocks|experts)|(.*_)?depths?|layers_.*")
-_MAX_BUFFERS = 2**30  # numbers in position tables and the like, which are computed, not stored
+_MAX_COMPUTED = 2**30  # numbers in position tables and the like, which a class computes when it is built
 
 
 def model_class(architecture: str) -> type[Any]:
@@ -36,8 +36,9 @@ def model_class(architecture: str) -> type[Any]:
     Raises:
         ValueError: there is no such class, or it is not a model class.
     """
+    name = architecture if isinstance(architecture, str) and architecture.isidentifier() else ""
     for library, base in ((diffusers, diffusers.ModelMixin), (transformers, transformers.PreTrainedModel)):
-        found = getattr(library, architecture, None) if str(architecture).isidentifier() else None
+        found = getattr(library, name, None)
         if inspect.isclass(found) and issubclass(found, base):
             return found
     raise ValueError(f"architecture={architecture!r} is not a model class of diffusers or transformers.")
@@ -108,9 +109,9 @@ def empty_model(architecture: str, config: dict) -> Any:
     model_class(architecture)
     check_config(config)
     try:
-        numbers = _buffer_numbers(architecture, config)
-        if numbers > _MAX_BUFFERS:
-            raise ValueError(f"its buffers would hold {numbers} numbers, more than {_MAX_BUFFERS}")
+        numbers = _computed_numbers(architecture, config)
+        if numbers > _MAX_COMPUTED:
+            raise ValueError(f"its tables would hold {numbers} numbers, more than {_MAX_COMPUTED}")
         with init_empty_weights(include_buffers=False):
             model = new_model(architecture, config)
     except Exception as error:  # of whatever kind: it is the class's answer to this config
@@ -120,13 +121,22 @@ def empty_model(architecture: str, config: dict) -> Any:
     return prepare_ancestry_(model)
 
 
-def _buffer_numbers(architecture: str, config: dict) -> int:
-    """How many numbers the buffers of a model hold, found without memory for them."""
+def _computed_numbers(architecture: str, config: dict) -> int:
+    """How many numbers a model holds outside its parameters, found without memory for them."""
     try:
         with torch.device("meta"):
-            return sum(buffer.numel() for buffer in new_model(architecture, config).buffers())
+            modules = list(new_model(architecture, config).modules())
     except (NotImplementedError, RuntimeError):  # a class that looks at the numbers while it is being built
         return 0
+    attributes = (vars(module) | {"_parameters": None, "_modules": None} for module in modules)
+    return sum(_numbers(list(values.values())) for values in attributes)
+
+
+def _numbers(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.numel()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_numbers, parts))
 
 
 def prepare_ancestry_(model: nn.Module) -> nn.Module:
@@ -144,8 +154,8 @@ def override_config(architecture: str, config: dict, overrides: dict) -> dict:
     """`config` with `overrides`, whose keys must be sizes in the config.
 
     Raises:
-        ValueError: unknown key, a value that is no size, heads of another dimension (their weights would be cut apart),
-            or queries that keys and values do not divide.
+        ValueError: unknown key, a value that is no size, heads of another dimension (which would cut their weights
+            apart), or queries that keys and values do not divide.
     """
     for key, value in overrides.items():
         if key not in config:

@@ -56,7 +56,9 @@ class MLP(nn.Module):
     def __init__(self, make_linear: Callable[[int, int], nn.Module], dim: int = 20, hidden: int = 28) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"up": make_linear(dim, hidden), "down": make_linear(hidden, dim), "norm": nn.LayerNorm(dim)})
+            nn.ModuleDict(
+                {"up": make_linear(dim, hidden), "down": make_linear(hidden, dim), "norm": nn.LayerNorm(dim)}
+            )
             for _ in range(3)
         )
         self.head = nn.Linear(dim, 4)

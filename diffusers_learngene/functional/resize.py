@@ -68,7 +68,9 @@ def input_scale(source: int, target: int, runs: int = 1) -> Tensor:
     return 1 / torch.bincount(index, minlength=source)[index]
 
 
-def resize(tensor: Tensor, shape: tuple[int, ...], runs_of: dict[tuple[int, int], int], input_axis: int | None) -> Tensor:
+def resize(
+    tensor: Tensor, shape: tuple[int, ...], runs_of: dict[tuple[int, int], int], input_axis: int | None
+) -> Tensor:
     """Map the trailing axes of `tensor` to `shape`; `input_axis` (counted within `shape`) is rescaled.
 
     Leading axes beyond `len(shape)` (layers) are kept.

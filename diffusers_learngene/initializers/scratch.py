@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..dit import create_dit
-from ..models import model_config, override_config
+from ..models import model_config, new_model, override_config
 
 
 def scratch(ancestry: nn.Module, overrides: dict, *, seed: int = 0) -> nn.Module:
@@ -21,6 +21,4 @@ def scratch(ancestry: nn.Module, overrides: dict, *, seed: int = 0) -> nn.Module
         return create_dit(generator=torch.Generator().manual_seed(seed), **config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if issubclass(cls, diffusers.ModelMixin):
-            return cls(**config)
-        return cls(cls.config_class.from_dict(config))
+        return new_model(cls.__name__, config)

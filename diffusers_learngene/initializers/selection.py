@@ -3,8 +3,8 @@
 
 Layers are taken by nearest relative depth (`functional.resize.relative_layers`), the output of every residual branch
 scaled by `gain`: cutting layers out of a residual network without it is a needlessly weak baseline. Elements are taken
-as Weight Selection does (Xu et al., ICLR 2024, arXiv 2311.18823): along every axis n -> n', index round(i (n-1)/(n'-1)),
-or every (n / n')-th where that is whole. It works from large to small; a wider model repeats elements.
+as Weight Selection does (Xu et al., ICLR 2024, arXiv 2311.18823): along every axis n -> n', index round(i (n-1) /
+(n'-1)), or every (n / n')-th where that is whole. It works from large to small; a wider model repeats elements.
 """
 
 import torch

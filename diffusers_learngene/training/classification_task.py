@@ -10,29 +10,41 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from .data import ImageClasses
-from .tasks import Call
+from .tasks import Call, first_line
 
 
 __all__ = ["ClassificationTask", "load_classifier"]
 
 
-def load_classifier(pretrained_model_name_or_path: str, *, revision: str | None = None) -> PreTrainedModel:
-    """An image classifier of transformers (ViT, DeiT, ...), folder or Hub id.
+def load_classifier(
+    pretrained_model_name_or_path: str, *, revision: str | None = None, variant: str | None = None
+) -> PreTrainedModel:
+    """An image classifier of transformers (ViT, DeiT, ...) in float32, folder or Hub id.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it has no trained head.
     """
+    name, options = pretrained_model_name_or_path, {"revision": revision or "main", "variant": variant}
     try:
-        return AutoModelForImageClassification.from_pretrained(pretrained_model_name_or_path, revision=revision)
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options
+        )
     except (OSError, ValueError) as error:
-        raise ValueError(f"pretrained_model_name_or_path={pretrained_model_name_or_path!r}: {error}") from error
+        raise ValueError(
+            f"pretrained_model_name_or_path={name!r} holds no image classifier: {first_line(error)}"
+        ) from error
+    if missing := loading["missing_keys"]:
+        raise ValueError(
+            f"pretrained_model_name_or_path={name!r} is no trained classifier: it lacks {sorted(missing)[:3]}."
+        )
+    return model
 
 
 class ClassificationTask:
     """Cross-entropy; a student learns  alpha tau^2 KL(teacher || student) + (1 - alpha) CE.
 
-    WAVE writes KL + CE without weights or temperature: alpha = 1/2, tau = 1 (note on WAVE, 1.2). The KL is averaged over
-    the batch, not over batch and classes, or it would vanish beside the cross-entropy.
+    WAVE writes KL + CE without weights or temperature: alpha = 1/2, tau = 1 (note on WAVE, 1.2). The KL is averaged
+    over the batch, not over batch and classes, or it would vanish beside the cross-entropy.
 
     Args:
         data: images by class.
@@ -69,11 +81,12 @@ class ClassificationTask:
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise a ValueError if a loaded model cannot take these images or classes."""
         config = model.config
-        found = (config.num_channels, config.image_size, config.num_labels)
-        if found != (self.data.channels, self.data.resolution, len(self.data.class_names)):
+        found = (getattr(config, "num_channels", 3), getattr(config, "image_size", None), config.num_labels)
+        given = (self.data.channels, self.data.resolution, len(self.data.class_names))
+        if found != given:
             raise ValueError(
-                f"the model takes {found[0]} channels of {found[1]} pixels and knows {found[2]} classes; the data have "
-                f"{self.data.channels} channels of {self.data.resolution} pixels and {len(self.data.class_names)} classes."
+                "the model takes {} channels of {} pixels and knows {} classes; ".format(*found)
+                + "the data have {} channels of {} pixels and {} classes.".format(*given)
             )
 
     def loss(self, model: Call, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:

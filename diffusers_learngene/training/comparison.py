@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import Tensor, nn
 
 from ..initializers import scratch, selection
 from ..learngene import Learngene
-from ..models import model_config
+from ..models import enable_gradient_checkpointing_, model_config
 from .loop import TrainingOptions, train
 from .plots import curves, image_grid
-from .report import format_table, provenance, write_json
+from .report import format_cell, format_table, provenance, write_json
 from .tasks import Task
 
 
@@ -35,11 +36,13 @@ class Comparison:
 
     Args:
         options: of a whole run; learning rate and steps are replaced for each part.
-        output_dir: models/ (every trained descendant, a plain model), results.json, curves.png and samples.png go here.
+        output_dir: models/ (every trained descendant, a plain model), results.json, curves.png and samples.png go
+            here.
         scaler_steps: of `options.max_train_steps`, those on the scalers alone.
-        scaler_learning_rate, finetune_learning_rate, scratch_learning_rate: of the scalers, of what starts from trained
-            weights, and of what starts from random ones.
+        scaler_learning_rate, finetune_learning_rate, scratch_learning_rate: of the scalers, of what starts from
+            trained weights, and of what starts from random ones.
         num_samples: images for the Frechet distance of each model.
+        gradient_checkpointing: recompute every block in the backward pass.
     """
 
     def __init__(
@@ -56,11 +59,13 @@ class Comparison:
         finetune_learning_rate: float,
         scratch_learning_rate: float,
         num_samples: int,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.accelerator, self.task, self.ancestry, self.learngene = accelerator, task, ancestry, learngene
         self.options, self.output_dir, self.num_samples = options, Path(output_dir), num_samples
         self.scaler_steps, self.scaler_learning_rate = scaler_steps, scaler_learning_rate
         self.finetune_learning_rate, self.scratch_learning_rate = finetune_learning_rate, scratch_learning_rate
+        self.gradient_checkpointing = gradient_checkpointing
         steps = options.max_train_steps
         self.eval_steps = sorted({0, *(round(steps * part) for part in (1 / 8, 1 / 4, 1 / 2)), scaler_steps, steps})
         self.rows: list[dict[str, Any]] = []
@@ -76,7 +81,8 @@ class Comparison:
     def run(self, overrides: dict) -> None:
         """Compare at one size, given as config overrides."""
         name = " ".join(f"{key.removeprefix('num_')}={value}" for key, value in overrides.items())
-        seen = overrides in self.learngene.config.condensed_for
+        config = self.learngene.config
+        seen = config.override(overrides) in [config.override(size) for size in config.condensed_for]
         title = name if seen else f"{name} (never seen)"
 
         descendant = self.learngene.descend(**overrides)
@@ -100,15 +106,6 @@ class Comparison:
 
     def report(self) -> dict[str, Any]:
         """Print the table, write results.json, curves.png and samples.png, and return the results."""
-        columns = [
-            "size",
-            "start",
-            "parameters",
-            *(f"val_loss@{step}" for step in self.eval_steps),
-            "frechet@0",
-            "frechet",
-        ]
-        columns = [column for column in columns if any(row.get(column) is not None for row in self.rows)]
         results = {
             "rows": self.rows,
             "num_samples": self.num_samples,
@@ -123,21 +120,24 @@ class Comparison:
             if self.grid:
                 classes = [self.task.class_names[i % len(self.task.class_names)] for i in range(GRID_COLUMNS)]
                 image_grid(self.grid, self.output_dir / "samples.png", column_labels=classes)
-            numbers = self.learngene.num_parameters, self.learngene.ancestry_parameters
-            print(
-                f"\nlearngene: {numbers[0]:,} parameters, {numbers[0] / numbers[1]:.0%} of the ancestry's {numbers[1]:,}"
-            )
-            print(
-                f"validation loss by training step; Frechet distance of {self.num_samples} samples (lower is better)\n"
-            )
-            print(format_table(self.rows, columns))
+            own, all_of_it = self.learngene.num_parameters, self.learngene.ancestry_parameters
+            print(f"\nlearngene: {own:,} parameters, {own / all_of_it:.0%} of the ancestry's {all_of_it:,}")
+            print(f"validation by training step; Frechet distance of {self.num_samples} samples (lower is better)\n")
+            print(format_table(self.rows, self._columns()))
         return results
 
     def card(self, repo_id: str | None = None) -> dict[str, Any]:
         """What the learngene's card says of these results."""
-        rows = [{"size": row["size"], "start": row["start"], **_rounded(row)} for row in self.rows]
-        images = ["curves.png", *(["samples.png"] if self.grid else [])]
+        rows = [{column: format_cell(row.get(column)) for column in self._columns()} for row in self.rows]
+        images = [self.output_dir / name for name in ("curves.png", *(["samples.png"] if self.grid else []))]
         return {"repo_id": repo_id, "results": rows, "images": images, "commit": provenance()["commit"]}
+
+    def _columns(self) -> list[str]:
+        """Of the table: those that any row has a value for."""
+        losses = [f"val_loss@{step}" for step in self.eval_steps]
+        accuracies = [f"accuracy@{step}" for step in (self.eval_steps[0], self.eval_steps[-1])]
+        columns = ["size", "start", "parameters", *losses, *accuracies, "frechet@0", "frechet"]
+        return [column for column in columns if any(row.get(column) is not None for row in self.rows)]
 
     def _train(
         self, model: nn.Module, name: str, steps: int, learning_rate: float, offset: int = 0
@@ -145,6 +145,8 @@ class Comparison:
         """Train and return the numbers on the validation images by step, counted from `offset`."""
         if not steps:
             return {offset: self.task.evaluate(model.to(self.accelerator.device).eval())}
+        if self.gradient_checkpointing:
+            enable_gradient_checkpointing_(model.get_base_model() if isinstance(model, PeftModel) else model)
         options = replace(
             self.options,
             max_train_steps=steps,
@@ -196,7 +198,3 @@ class Comparison:
         """The trained descendant as a plain model folder."""
         if self.accelerator.is_main_process:
             model.save_pretrained(self.output_dir / "models" / name.replace(" ", "-"))  # type: ignore[operator]
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, str]:
-    return {key: f"{value:.3f}" for key, value in row.items() if isinstance(value, float)}

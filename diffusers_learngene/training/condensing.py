@@ -9,13 +9,11 @@ trained already (compare slimmable and once-for-all networks, which keep the ful
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import Dataset
 
 from ..layout import resize_tensors, unstack
 from ..learngene import Learngene

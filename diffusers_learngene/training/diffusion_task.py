@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion task: a class-conditional DiT on images by class, in pixels or in the latents of a VAE."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .data import ImageClasses
 from .diffusion import ValidationBank, denoising_loss, draw_noise, noise_scheduler, predict_noise, sample
 from .latents import cache_latents, decode_latents
 from .sampler import seeded_generator
-from .tasks import Call
+from .tasks import Call, first_line
 
 
 __all__ = ["DiffusionTask", "load_dit"]
@@ -34,18 +34,23 @@ def load_dit(
     Raises:
         ValueError: neither is there.
     """
-    where: dict[str, Any] = {"revision": revision, "variant": variant}
+    name, where = pretrained_model_name_or_path, {"revision": revision, "variant": variant}
+    load: Any = partial(DiTTransformer2DModel.from_pretrained, name, output_loading_info=True, **where)
+    vae = None
     try:
-        model = DiTTransformer2DModel.from_pretrained(pretrained_model_name_or_path, subfolder="transformer", **where)
+        model, loading = load(subfolder="transformer")
+        vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **where)
     except OSError:
         try:
-            return DiTTransformer2DModel.from_pretrained(pretrained_model_name_or_path, **where), None
+            model, loading = load()
         except OSError as error:
             raise ValueError(
-                f"pretrained_model_name_or_path={pretrained_model_name_or_path!r} holds neither a DiTPipeline nor a "
-                f"DiTTransformer2DModel: {error}"
+                f"pretrained_model_name_or_path={name!r} holds neither a DiTPipeline, with its VAE, nor a "
+                f"DiTTransformer2DModel: {first_line(error)}"
             ) from error
-    return model, AutoencoderKL.from_pretrained(pretrained_model_name_or_path, subfolder="vae", **where)
+    if missing := loading["missing_keys"]:
+        raise ValueError(f"pretrained_model_name_or_path={name!r} is no DiT: it lacks {sorted(missing)[:3]}.")
+    return model, vae
 
 
 class DiffusionTask:
@@ -57,7 +62,7 @@ class DiffusionTask:
         latents_dir: where latents are cached; None: in memory.
         label_dropout: how often a label is replaced by the null class.
         noise_weight: weight of the denoising loss beside the distillation. The teacher's prediction is the less noisy
-            target of the two, so the default is 0.
+            target of the two; the noise itself lets a student become better than a teacher that was trained briefly.
         num_inference_steps, guidance_scale: of the samples.
         seed: of the validation noise and of the samples.
     """
@@ -69,12 +74,14 @@ class DiffusionTask:
         vae: AutoencoderKL | None = None,
         latents_dir: str | None = None,
         label_dropout: float = 0.1,
-        noise_weight: float = 0.0,
+        noise_weight: float = 1.0,
         num_inference_steps: int = 20,
         guidance_scale: float = 1.5,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not noise_weight >= 0:
+            raise ValueError(f"noise_weight={noise_weight} must be at least 0.")
         self.data, self.vae, self.seed, self.device = data, vae, seed, device
         self.label_dropout, self.noise_weight = label_dropout, noise_weight
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
@@ -115,8 +122,8 @@ class DiffusionTask:
         channels, size, _ = self.shape
         if (model.config.in_channels, model.config.sample_size) != (channels, size):
             raise ValueError(
-                f"the model takes {model.config.in_channels} channels of {model.config.sample_size} pixels, the data are "
-                f"{channels} channels of {size}: set resolution, or load a pipeline whose VAE makes its latents."
+                f"the model takes {model.config.in_channels} channels of {model.config.sample_size} pixels, the data "
+                f"are {channels} channels of {size}: set resolution, or load a pipeline whose VAE makes its latents."
             )
         if model.config.num_embeds_ada_norm < self.num_classes:
             raise ValueError(
@@ -167,6 +174,7 @@ class DiffusionTask:
             guidance_scale=self.guidance_scale,
         )
         images = decode_latents(self.vae, images) if self.vae is not None else images
+        images = images.mean(1, keepdim=True) if self.data.channels == 1 else images  # a VAE decodes gray to colour
         return images.clamp(-1, 1).cpu()
 
     def real_samples(self, count: int) -> Tensor:

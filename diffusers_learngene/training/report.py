@@ -4,6 +4,8 @@
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 
-__all__ = ["format_table", "provenance", "write_json"]
+__all__ = ["format_cell", "format_table", "provenance", "write_json"]
 
 
 def provenance() -> dict[str, Any]:
-    """Command, commit (with "+" if there are uncommitted changes; None outside a checkout), machine and versions."""
+    """Command, commit (with "+" if there are uncommitted changes; None outside a checkout), machine and versions.
+
+    The value of `--hub_token`, or of any other token, is left out of the command.
+    """
     packages = ("diffusers-learngene", "torch", "diffusers", "transformers", "peft", "accelerate")
+    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     return {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": re.sub(r"(--\w*token[= ])\S+", r"\1...", command),
         "commit": _commit(),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -56,8 +62,8 @@ def write_json(path: str | os.PathLike[str], values: Any) -> None:
 
 
 def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """A plain-text table; numbers get three digits after the point and stand on the right, a missing value is a dash."""
-    cells = [list(columns)] + [[_cell(row.get(column)) for column in columns] for row in rows]
+    """A plain-text table; numbers get three digits after the point and stand on the right, a dash for None."""
+    cells = [list(columns)] + [[format_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     numeric = [any(isinstance(row.get(column), int | float) for row in rows) for column in columns]
     lines = [
@@ -69,7 +75,8 @@ def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def _cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """A value as the table shows it."""
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

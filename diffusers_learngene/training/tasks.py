@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 
-__all__ = ["Call", "Task"]
+__all__ = ["Call", "Task", "first_line"]
 
 Call = Callable[..., Any]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the paragraphs that the libraries add."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class Task(Protocol):

@@ -5,12 +5,14 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 
 __all__ = ["JSONLTracker", "check_processes", "create_accelerator"]
@@ -93,15 +95,27 @@ def create_accelerator(
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(Path(output_dir, "logs"))),
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        # An elastic student leaves some parameters out of a step.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),  # an elastic student skips some in a step
+            InitProcessGroupKwargs(timeout=timedelta(days=1)),  # others wait while one process encodes a data set
+        ],
     )
     check_processes(accelerator)
+    _use_all_cores(accelerator)
     settings = {key: value for key, value in (config or {}).items() if value is not None}  # TensorBoard refuses None
     accelerator.init_trackers(
         project_name, {key: v if isinstance(v, bool | str | int | float) else str(v) for key, v in settings.items()}
     )
     return accelerator
+
+
+def _use_all_cores(accelerator: Accelerator) -> None:
+    # On a machine without a GPU `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise: all cores but one
+    # would idle. It always sets the other variable, which says that it, and not the user, asked for one thread.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if accelerator.device.type == "cpu" and launched and torch.get_num_threads() == 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -267,7 +267,7 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         dtype = base.weight.dtype
         if not self._product_is_cheaper(adapter, x.numel() // self.in_features):
-            return self._linear(x, self._weight(adapter).to(dtype), base.bias)
+            return self._linear(x, self._weight(adapter).to(dtype), self._base_bias())
         result = self._product(adapter, self._cast_input_dtype(x, self._adapter_dtype(adapter)))
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -283,9 +283,20 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
         """The base layer's own operation with another weight, (out, in)."""
         return F.linear(x, weight, bias)
 
+    def _base_bias(self) -> Tensor | None:
+        base = self.get_base_layer()
+        hook = getattr(base, "_hf_hook", None)
+        if hook is None:
+            return base.bias
+        # accelerate keeps the bias elsewhere until the base layer is called, which a generated weight does not do.
+        hook.pre_forward(base)
+        bias = base.bias
+        hook.post_forward(base, None)
+        return bias
+
     def _bias(self) -> Tensor | None:
         """The base layer's bias in a shape that adds to the result."""
-        return self.get_base_layer().bias
+        return self._base_bias()
 
     def __repr__(self) -> str:
         return f"{self.adapter_layer_names[0].removesuffix('_bank')}.{super().__repr__()}"

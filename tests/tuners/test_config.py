@@ -82,7 +82,9 @@ def test_json_round_trip_is_exact(fields, tmp_path):
 def test_default_sizes(mode):
     """Add: 8 templates of half the smallest side, fewer where there are fewer tiles. Generate: two layers' worth."""
     model = MODELS["dit"]().model
-    q, k, v, ff = (f"transformer_blocks.{{}}.{role}" for role in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "ff.net.2"))
+    q, k, v, ff = (
+        f"transformer_blocks.{{}}.{role}" for role in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "ff.net.2")
+    )
     groups = group_modules(model, [name.format(layer) for layer in range(3) for name in (q, k, v, ff)])
     sizes = [WAVEConfig(mode=mode).size_of(group) for group in groups]
     assert sizes == ([(8, 8, 8), (8, 8, 8)] if mode == "add" else [(24, 8, 8), (32, 8, 8)])

@@ -28,7 +28,7 @@ def adapted(config, name="mlp"):
 @pytest.mark.parametrize("name", ["mlp", "conv1d", "conv2d"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_dense_copy(name, dtype, generator):
-    """Only the adapter, the biases and what is not adapted stay in memory; merging brings the weights, unmerging ends it."""
+    """Only the adapter, the biases and what is not adapted stay in memory; merging brings the weights."""
     plain = MODELS[name]().model.to(dtype)
     dense = {id(m.weight) for n, m in plain.named_modules() if n.endswith(("up", "down"))}
     rest = sum(p.numel() for p in plain.parameters() if id(p) not in dense)
@@ -59,8 +59,8 @@ def test_weights_do_not_depend_on_the_model(generator):
 
 def test_xavier_at_init():
     """Random templates and scalers make weights of Xavier's variance."""
-    model = nn.Sequential(*(nn.ModuleDict({"up": nn.Linear(96, 160)}) for _ in range(4)))
-    model = get_peft_model(model, WAVEConfig(mode="generate"))
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(96, 160)) for _ in range(4))
+    model = get_peft_model(nn.ModuleDict({"blocks": blocks}), WAVEConfig(mode="generate"))
     weights = torch.stack([layer.get_delta_weight("default") for layer in layers(model)])
     assert weights.var().item() == pytest.approx(2 / 256, rel=0.2)
 
@@ -184,9 +184,6 @@ def test_meta_model(generator, tmp_path):
     shapes = {name: p.shape for name, p in tiny.model.named_parameters()}
     assert {name: p.shape for name, p in model.named_parameters()} == shapes
     assert all(layer.weight.numel() == 0 for layer in layers(model))
-    for layer in layers(model):
-        layer.weight.data = torch.empty(0)
     assert not any(p.is_meta for name, p in model.named_parameters() if "learngene_" in name)
-    state = {name: tensor for name, tensor in tiny.model.state_dict().items() if tensor.numel()}
-    model.load_state_dict(state, strict=False, assign=True)
+    model.load_state_dict(tiny.model.state_dict(), assign=True)
     assert torch.equal(model(**tiny.inputs), tiny())

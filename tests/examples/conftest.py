@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the example scripts in this process where that will do: importing the libraries takes each new one seconds."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from diffusers_learngene.training import data
+
+
+ROOT = Path(__file__).parents[2]
+
+torch.set_num_threads(1)  # models this small are not worth a second one
+
+
+class Example:
+    """An example script, and arguments that make it tiny. Calling it runs it as a new process would."""
+
+    def __init__(self, name, tiny):
+        self.path, self.tiny = ROOT / "examples" / name, tiny.split()
+        spec = importlib.util.spec_from_file_location(self.path.stem, self.path)
+        self.module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+
+    def __call__(self, *arguments):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return self.module.main(self.module.parse_args([*self.tiny, *map(str, arguments)]))
+
+    def launch(self, launcher, *arguments, **environment):
+        """Run it in a new process, by `python -m <launcher>`."""
+        return subprocess.run(
+            [sys.executable, *(["-m", *launcher.split()] if launcher else []), self.path, *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]), **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+
+@pytest.fixture(scope="session")
+def train_wave():
+    return Example(
+        "train_wave.py",
+        "--num_layers 2 --num_attention_heads 2 --attention_head_dim 8 --ancestry_train_steps 4 --max_train_steps 4 "
+        "--descend_train_steps 4 --scaler_train_steps 2 --num_samples 20 --num_inference_steps 2 --train_batch_size 8 "
+        "--lr_warmup_steps 0 --checkpointing_steps 2",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_digits():
+    """200 digits instead of 1,797: they are decoded anew in every run."""
+    digits = data._digits().select(range(200))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_digits", lambda: digits)
+        yield
+
+
+@pytest.fixture(scope="session")
+def image_folder(few_digits, tmp_path_factory):
+    """A folder of three folders of twelve gray images each, 8 x 8 pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    digits = data._digits()
+    for label in (0, 1, 2):
+        rows = [row for row in digits if row["label"] == label][:12]
+        (folder / f"class-{label}").mkdir()
+        for index, row in enumerate(rows):
+            row["image"].save(folder / f"class-{label}" / f"{index}.png")
+    return folder

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train_wave.py on models of a few thousand parameters: that it runs and is exact, not how good its models are."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from diffusers_learngene import Learngene
+from diffusers_learngene.dit import create_dit
+
+
+DEFAULT_SIZES = [{"num_layers": 2}, {"num_layers": 3}, {"num_layers": 4}, {"num_layers": 2, "num_attention_heads": 1}]
+STARTS = ["learngene", "scratch", "selection"]
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def tensors(folder):
+    return load_file(folder / "learngene" / "model.safetensors")
+
+
+def assert_same_run(one, other):
+    """The same numbers, and the same weights in everything that was made."""
+    assert results(one)["rows"] == results(other)["rows"]
+    files = sorted(
+        path.relative_to(one) for name in ("learngene", "models") for path in one.glob(f"{name}/**/*.safe*")
+    )
+    assert len(files) > 3
+    for file in files:
+        expected = load_file(one / file)
+        found = load_file(other / file)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected), file
+
+
+@pytest.fixture(scope="module")
+def finished(train_wave, tmp_path_factory):
+    """The folder of a whole run on the digits."""
+    folder = tmp_path_factory.mktemp("finished") / "wave"
+    train_wave("--output_dir", folder)
+    return folder
+
+
+def test_help_imports_nothing_heavy(train_wave):
+    done = train_wave.launch("", "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0 and "--elastic_depths" in done.stdout
+    imported = set(re.findall(r"\| *([\w.]+)$", done.stderr, re.MULTILINE))
+    assert "argparse" in imported and not imported & {"torch", "diffusers", "transformers", "diffusers_learngene"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--max_train_steps 0", "argument --max_train_steps: invalid positive value: '0'"),
+        ("--num_layers 1", "argument --num_layers: invalid layers value: '1'"),
+        ("--descend_sizes 4 8x", "argument --descend_sizes: invalid size value: '8x'"),
+        ("--learning_rate nan", "argument --learning_rate: invalid rate value: 'nan'"),
+        ("--scaler_train_steps 300 --descend_train_steps 200", "--scaler_train_steps 300: 0 to --descend_train_steps"),
+        ("--fixed_size --elastic_depths 4 8", "--fixed_size takes no --elastic_depths"),
+        ("--task segmentation", "argument --task: invalid choice: 'segmentation'"),
+        ("--lr_scheduler cosinus", "argument --lr_scheduler: invalid choice: 'cosinus'"),
+        ("--push_to_hub", "--push_to_hub needs --hub_model_id"),
+        ("--hub_token hf_secret --report_to wandb", "--hub_token with --report_to wandb would show your token"),
+        ("--pretrained facebook/DiT-XL-2-256", "unrecognized arguments: --pretrained"),  # no abbreviations
+    ],
+)
+def test_an_impossible_argument_is_one_line(train_wave, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        train_wave.module.parse_args(arguments.split())
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("usage:") is False and message in last and "hf_secret" not in last
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--dataset_name me/nothing --train_data_dir nowhere", "give one of them"),
+        ("--train_data_dir nowhere", "train_data_dir='nowhere' is not a folder"),
+        ("--pretrained_model_name_or_path nowhere", "'nowhere' holds neither a DiTPipeline"),
+        ("--task classification --pretrained_model_name_or_path nowhere", "'nowhere' holds no image classifier"),
+        ("--template_size 64", "A template of 64 x 64 is larger than the 16 x 16 weight"),
+        ("--elastic_heads 2 1 --template_size 16 --num_templates 999", "cannot be independent: lower num_templates"),
+        ("--report_to nothing", "report_to='nothing' is not one of"),
+        ("--lr_warmup_steps -1", "lr_warmup_steps=-1 must be at least 0"),
+        ("--use_ema --ema_decay 2", "ema_decay=2.0 must lie in"),
+        ("--noise_weight -1", "noise_weight=-1.0 must be at least 0"),
+        ("--task classification --alpha 2", "alpha=2.0 must lie in"),
+        ("--task classification --patch_size 3", "."),
+    ],
+)
+def test_what_cannot_be_is_found_before_training(train_wave, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Accelerator, "backward", None)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        train_wave("--output_dir", "out", *arguments.split())
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_results(finished):
+    found = results(finished)
+    assert found["commit"] and "python" in found["command"] and found["machine"] and found["seed"] == 0
+    assert {"python", "torch", "diffusers", "peft"} <= set(found["versions"])
+    ancestry, *rows = found["rows"]
+    assert ancestry["start"] == "ancestry" and [row["start"] for row in rows] == STARTS * len(DEFAULT_SIZES)
+    sizes = ["layers=2", "layers=3", "layers=4 (never seen)", "layers=2 attention_heads=1"]
+    assert [row["size"] for row in rows] == [size for size in sizes for _ in STARTS]
+    for row in rows:
+        assert row["frechet"] >= 0 and all(row[f"val_loss@{step}"] > 0 for step in (0, 1, 2, 4))
+        assert ("frechet@0" in row) == (row["start"] == "learngene")
+    assert {row["parameters"] for row in rows if row["size"] == "layers=2"} == {ancestry["parameters"]}
+
+
+def test_files(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        *("results.json", "curves.png", "samples.png", "log.jsonl", "learngene", "models", "checkpoints")
+    }
+    assert {path.name for path in (finished / "learngene").iterdir()} == {
+        *("model.safetensors", "config.json", "README.md", "curves.png", "samples.png")
+    }
+    assert {path.name for path in (finished / "models").iterdir()} == {
+        *("ancestry", "layers=2", "layers=3", "layers=4", "layers=2-attention_heads=1")
+    }
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["config"]["num_layers"] == 2
+    logged = {key for line in lines for key in line}
+    assert {"ancestry/loss", "condense/loss", "layers=3 scalers/val_loss", "layers=3 scratch/val_loss"} <= logged
+
+
+def test_models_are_stock_models(finished):
+    for folder in (finished / "models").iterdir():
+        model, loading = DiTTransformer2DModel.from_pretrained(folder, output_loading_info=True)
+        assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    images = torch.zeros(2, 1, 8, 8)
+    assert (
+        model(images, timestep=torch.tensor([1, 1]), class_labels=torch.tensor([0, 10])).sample.shape == images.shape
+    )
+
+
+def test_the_learngene_descends(finished):
+    learngene = Learngene.from_pretrained(finished / "learngene")
+    assert learngene.config.ancestry is None
+    assert learngene.config.condensed_for == [
+        {"num_layers": depth, **heads} for heads in ({}, {"num_attention_heads": 1}) for depth in (2, 3)
+    ]
+    for size in (*DEFAULT_SIZES, {"num_layers": 7}):
+        model = learngene.descend(**size).merge_and_unload()
+        assert type(model) is DiTTransformer2DModel and model.config.num_layers == size["num_layers"]
+
+
+def test_the_card_tells_it_all(finished):
+    card = ModelCard.load(finished / "learngene" / "README.md")
+    assert card.data.library_name == "diffusers-learngene"
+    for name in ("curves.png", "samples.png"):
+        assert f"![{name}]({name})" in card.text and (finished / "learngene" / name).is_file()
+    table = [line for line in card.text.splitlines() if line.startswith("| ")]
+    header = "| size | start | parameters | val_loss@0 | val_loss@1 | val_loss@2 | val_loss@4 | frechet@0 | frechet |"
+    assert table[0] == header and len(table) == 2 + len(results(finished)["rows"])
+    assert all(line.count("|") == header.count("|") for line in table)
+    assert "data: `scikit-learn's digits`" in card.text and "max_train_steps: `4`" in card.text
+    assert str(finished) not in card.content and "/" not in str(card.data.base_model or "")
+
+
+def test_a_finished_run_is_not_run_again(train_wave, finished, tmp_path, monkeypatch):
+    again = shutil.copytree(finished, tmp_path / "wave")
+    monkeypatch.setattr(Accelerator, "backward", None)
+    train_wave("--output_dir", again, "--resume_from_checkpoint", "latest")
+    assert_same_run(finished, again)
+
+
+def test_a_folder_of_another_run_is_refused(train_wave, finished):
+    before = results(finished)
+    with pytest.raises(ValueError, match="already holds checkpoint-4: resume_from_checkpoint='latest' continues it"):
+        train_wave("--output_dir", finished)
+    with pytest.raises(ValueError, match="other settings than seed=1"):
+        train_wave("--output_dir", finished, "--seed", 1, "--resume_from_checkpoint", "latest")
+    assert results(finished) == before
+
+
+class PowerCut(Exception):
+    """Not one of ours, and nobody catches it."""
+
+
+@pytest.mark.slow
+def test_resuming_is_exact(train_wave, finished, tmp_path, monkeypatch):
+    backward, folder = Accelerator.backward, tmp_path / "wave"
+
+    def run(steps):
+        """Go on for that many steps; checkpoints are at every second one."""
+        left = iter(range(steps))
+
+        def until_the_power_cut(*arguments):
+            if next(left, None) is None:
+                raise PowerCut
+            backward(*arguments)
+
+        monkeypatch.setattr(Accelerator, "backward", until_the_power_cut)
+        with pytest.raises(PowerCut):
+            train_wave("--output_dir", folder, "--resume_from_checkpoint", "latest")
+
+    run(3)  # inside the ancestry, which goes on at its step 3
+    assert (folder / "checkpoints" / "ancestry" / "checkpoint-2").is_dir()
+    run(2 + 3)  # inside the condensing
+    assert (folder / "checkpoints" / "condense" / "checkpoint-2").is_dir()
+    run(2 + 2 + 1)  # after the scalers of the first descendant
+    assert (folder / "checkpoints" / "layers=2-scalers" / "checkpoint-2").is_dir()
+    run(2 + 3)  # inside its training from scratch
+    assert (folder / "checkpoints" / "layers=2-scratch" / "checkpoint-2").is_dir()
+    monkeypatch.undo()
+    train_wave("--output_dir", folder, "--resume_from_checkpoint", "latest")
+    assert_same_run(finished, folder)
+
+
+@pytest.mark.slow
+def test_classification(train_wave, tmp_path):
+    train_wave("--task", "classification", "--output_dir", tmp_path, "--descend_sizes", "3", "2x1", "4")
+    assert not (tmp_path / "samples.png").exists() and (tmp_path / "curves.png").exists()
+    ancestry, *rows = results(tmp_path)["rows"]
+    assert 0 <= ancestry["accuracy@0"] <= 1 and [row["start"] for row in rows] == STARTS * 3
+    assert all(0 <= row[f"accuracy@{step}"] <= 1 for row in rows for step in (0, 2, 4))
+    assert ["never seen" in row["size"] for row in rows] == [False] * 6 + [True] * 3
+    folders = [path for path in (tmp_path / "models").iterdir() if "heads=1" not in path.name]
+    assert len(folders) == 3
+    for folder in folders:
+        model, loading = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not loading["missing_keys"] and model.config.num_labels == 10
+    card = ModelCard.load(tmp_path / "learngene" / "README.md")
+    assert "![curves.png](curves.png)" in card.text and "samples.png" not in card.text
+    assert "| accuracy@0 | accuracy@4 |" in card.text
+    model = Learngene.from_pretrained(tmp_path / "learngene").descend(num_hidden_layers=5)
+    assert model(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_condensing_at_a_fixed_size(train_wave, tmp_path):
+    with pytest.warns(UserWarning, match="holds no scalers for the width"):
+        train_wave("--fixed_size", "--output_dir", tmp_path, "--descend_sizes", "2", "3", "2x1")
+    assert Learngene.from_pretrained(tmp_path / "learngene").config.condensed_for == [{}]
+    assert "- the size of the ancestry\n" in (tmp_path / "learngene" / "README.md").read_text()
+    seen = ["never seen" not in row["size"] for row in results(tmp_path)["rows"][1::3]]
+    assert seen == [True, False, False]
+
+
+@pytest.mark.slow
+def test_all_that_can_be_switched_on(train_wave, tmp_path):
+    switches = "--use_ema --mixed_precision bf16 --gradient_checkpointing --gradient_accumulation_steps 2"
+    sizes = "--elastic_depths 2 4 --elastic_heads 2 3 --descend_sizes 4x3 --template_size 8 --num_templates 4"
+    others = "--scaler_train_steps 0 --noise_weight 0.5 --random_flip --report_to tensorboard"
+    for task in ("diffusion", "classification"):
+        folder = tmp_path / task
+        train_wave("--task", task, "--output_dir", folder, *f"{switches} {sizes} {others}".split())
+        config = Learngene.from_pretrained(folder / "learngene").config
+        assert len(config.widths) == 2 and len(config.condensed_for) == 4
+        assert not any("never seen" in row["size"] for row in results(folder)["rows"])
+        assert list((folder / "logs").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_a_learngene_is_pushed(train_wave, finished, hub, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "wave")
+    arguments = ["--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    arguments += ["--push_to_hub", "--hub_model_id", "wave-digits", "--hub_token", "hf_secret"]
+    monkeypatch.setattr("sys.argv", ["train_wave.py", *map(str, arguments)])
+    train_wave(*arguments)
+
+    files = hub.files("me/wave-digits")
+    assert set(files) == {
+        ".gitattributes",
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "curves.png",
+        "samples.png",
+    }
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.library_name == "diffusers-learngene" and "learngene" in card.data.tags
+    assert 'Learngene.from_pretrained("me/wave-digits"' in card.text and "| learngene |" in card.text
+    assert set(re.findall(r"!\[.*?\]\((.*?)\)", card.text)) == {"curves.png", "samples.png"}
+    for text in (files["README.md"], files["config.json"]):
+        assert str(tmp_path).encode() not in text
+    for name in ("results.json", "log.jsonl"):
+        assert "hf_secret" not in (folder / name).read_text()
+    assert "--hub_token ..." in results(folder)["command"]
+
+    pushed = Learngene.from_pretrained("me/wave-digits")
+    with hub.down():
+        offline = Learngene.from_pretrained("me/wave-digits", local_files_only=True)
+    for name, tensor in tensors(finished).items():
+        assert torch.equal(pushed.tensors[name], tensor) and torch.equal(offline.tensors[name], tensor)
+
+
+def test_a_wrong_repository_is_found_before_training(train_wave, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "backward", None)
+    with pytest.raises(Exception, match="not a repository"):
+        train_wave("--output_dir", tmp_path, "--push_to_hub", "--hub_model_id", "not a repository")
+
+
+# ------------------------------------------------------------------------------------------------ pretrained models
+
+
+def tiny_dit(**config):
+    sizes = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2, "sample_size": 4}
+    config = {**sizes, "in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": 5, **config}
+    return create_dit(generator=torch.Generator().manual_seed(0), **config)
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory):
+    """A `DiTPipeline` as on the Hub: latents of half the size, learned variances, more classes than the data."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+    DiTPipeline(tiny_dit(), vae, DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_pipeline_and_own_images(train_wave, pipeline_folder, image_folder, tmp_path):
+    arguments = ["--pretrained_model_name_or_path", pipeline_folder, "--train_data_dir", image_folder]
+    arguments += ["--output_dir", tmp_path, "--descend_sizes", "3"]
+    train_wave(*arguments)
+    assert {path.name for path in (tmp_path / "latents").iterdir()} == {"train.safetensors", "validation.safetensors"}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"layers=3"}
+    assert not (tmp_path / "checkpoints" / "ancestry").exists()
+    assert [row["start"] for row in results(tmp_path)["rows"]] == ["ancestry", *STARTS]
+    text = (tmp_path / "learngene" / "README.md").read_text()
+    assert "a trained ancestry model" in text and "data: `own images`" in text
+    assert not any(str(folder) in text for folder in (pipeline_folder, image_folder, tmp_path))
+
+    rows = results(tmp_path)["rows"]
+    train_wave(*arguments, "--resume_from_checkpoint", "latest")  # now from the cached latents
+    assert results(tmp_path)["rows"] == rows
+
+    with_descendant = DiTPipeline.from_pretrained(
+        pipeline_folder, transformer=DiTTransformer2DModel.from_pretrained(tmp_path / "models" / "layers=3")
+    )
+    assert with_descendant([0, 4], num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 3)
+
+
+@pytest.mark.slow
+def test_a_transformer_and_a_classifier(train_wave, tmp_path):
+    tiny_dit(in_channels=1, out_channels=1, sample_size=8, num_embeds_ada_norm=10).save_pretrained(tmp_path / "dit")
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config |= {"image_size": 8, "patch_size": 2, "num_channels": 1}
+    ViTForImageClassification(ViTConfig(**config, num_labels=10)).half().save_pretrained(tmp_path / "vit")
+    for name, task in (("dit", "diffusion"), ("vit", "classification")):
+        arguments = ["--task", task, "--pretrained_model_name_or_path", tmp_path / name, "--descend_sizes", "3"]
+        found = train_wave(*arguments, "--output_dir", tmp_path / task)
+        assert [row["start"] for row in found["rows"]] == ["ancestry", *STARTS]
+        assert {tensor.dtype for tensor in tensors(tmp_path / task).values()} == {torch.float32}
+
+
+def test_a_model_that_does_not_fit_is_refused(train_wave, pipeline_folder, image_folder, tmp_path):
+    tiny_dit(in_channels=3, out_channels=3, sample_size=8).save_pretrained(tmp_path / "colour")
+    tiny_dit(in_channels=1, out_channels=1, sample_size=8).save_pretrained(tmp_path / "five-classes")
+    shutil.copytree(pipeline_folder / "vae", tmp_path / "vae")
+    (shutil.copytree(pipeline_folder, tmp_path / "no-vae") / "vae" / "config.json").unlink()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}
+    ViTForImageClassification(ViTConfig(**sizes, num_channels=1, num_labels=3)).save_pretrained(tmp_path / "vit")
+    ViTModel(ViTConfig(**sizes, num_channels=1)).save_pretrained(tmp_path / "headless")
+
+    def refusal(name, *arguments):
+        with pytest.raises(ValueError) as caught:
+            train_wave(
+                "--output_dir", tmp_path / "out", "--pretrained_model_name_or_path", tmp_path / name, *arguments
+            )
+        assert not (tmp_path / "out" / "checkpoints").exists()
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    assert "takes 3 channels of 8 pixels, the data are 1 channels of 8" in refusal("colour")
+    assert "the data have 10 classes, the model 5" in refusal("five-classes")
+    assert "holds neither a DiTPipeline, with its VAE, nor" in refusal("no-vae")
+    assert "is no DiT: it lacks" in refusal("vae")
+    assert "holds neither" in refusal("vit")
+    classify = ("--task", "classification")
+    assert "knows 3 classes; the data have 1 channels of 8 pixels and 10 classes" in refusal("vit", *classify)
+    assert "is no trained classifier: it lacks ['classifier.bias', 'classifier.weight']" in refusal(
+        "headless", *classify
+    )
+    assert "holds no image classifier" in refusal("colour", *classify)
+
+
+# -------------------------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.slow
+def test_accelerate_launch(train_wave, tmp_path):
+    """As the README has it, on all digits and all cores."""
+    done = train_wave.launch(
+        "accelerate.commands.launch",
+        *train_wave.tiny,
+        "--descend_sizes",
+        "3",
+        "--output_dir",
+        tmp_path,
+        OMP_NUM_THREADS="",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "layers=3" in done.stdout and "val_loss@4" in done.stdout
+    assert (
+        results(tmp_path)["command"].startswith("python ")
+        and "train_wave.py --num_layers 2" in results(tmp_path)["command"]
+    )
+    Learngene.from_pretrained(tmp_path / "learngene").descend(num_layers=3)
+
+
+@pytest.mark.slow
+def test_two_processes_condense_as_one(train_wave, pipeline_folder, image_folder, tmp_path):
+    arguments = [*train_wave.tiny, "--pretrained_model_name_or_path", pipeline_folder, "--descend_sizes", "3"]
+    arguments += ["--train_data_dir", image_folder]
+    done = train_wave.launch(
+        "torch.distributed.run --standalone --nproc_per_node 2",
+        *[*arguments, "--output_dir", tmp_path / "two"],
+        ACCELERATE_USE_CPU="true",
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("val_loss@4") == 1
+    train_wave(*arguments, "--output_dir", tmp_path / "one", "--gradient_accumulation_steps", 2)
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-4)
+    for expected, found in zip(results(tmp_path / "one")["rows"], results(tmp_path / "two")["rows"], strict=True):
+        assert found["val_loss@4" if "val_loss@4" in found else "val_loss@0"] == pytest.approx(
+            expected["val_loss@4" if "val_loss@4" in found else "val_loss@0"], abs=1e-3
+        )

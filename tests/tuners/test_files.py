@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`diffusers_learngene.adapters`: adapters on plain models, and files that are not what they say."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from diffusers_learngene import WAVEConfig
+from diffusers_learngene.adapters import add_adapter, load_adapter, save_adapter
+from diffusers_learngene.tuners.base_layer import LearngeneLayer
+from models import MODELS
+
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def adapter_tensors(model, name):
+    return {key.replace(f".{name}.", "."): p for key, p in model.named_parameters() if f".{name}." in key}
+
+
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "gpt2", "conv2d"])
+def test_round_trip(name, method, tmp_path):
+    tiny = MODELS[name]()
+    assert add_adapter(tiny.model, method()) is tiny.model
+    trained = {key for key, p in tiny.model.named_parameters() if p.requires_grad}
+    assert trained and all("learngene_" in key for key in trained)
+    save_adapter(tiny.model, tmp_path)
+    ours, theirs = MODELS[name](), MODELS[name]()
+    load_adapter(ours.model, tmp_path, "other")
+    theirs.model = PeftModel.from_pretrained(theirs.model, tmp_path)
+    torch.testing.assert_close(ours(), tiny(), **CLOSE)
+    torch.testing.assert_close(theirs(), tiny(), **CLOSE)
+    expected, found = adapter_tensors(tiny.model, "default"), adapter_tensors(ours.model, "other")
+    assert expected.keys() == found.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    assert not any(p.requires_grad for p in found.values())
+
+
+def test_peft_s_files(method, tmp_path):
+    tiny, other = MODELS["dit"](), MODELS["dit"]()
+    tiny.model = get_peft_model(tiny.model, method(modules_to_save=["proj_out_2"], bias="learngene_only"))
+    with torch.no_grad():
+        for parameter in tiny.model.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    tiny.model.save_pretrained(tmp_path)
+    load_adapter(other.model, tmp_path, trainable=True)
+    torch.testing.assert_close(other(), tiny(), **CLOSE)
+    trained = {key.removeprefix("base_model.model.") for key, p in tiny.model.named_parameters() if p.requires_grad}
+    assert {key for key, p in other.model.named_parameters() if p.requires_grad} == trained
+
+
+def test_several(tmp_path):
+    """Adding and loading beside what is there; diffusers' own methods go on working where the model has them."""
+    tiny = MODELS["sd3"]()
+    plain = tiny()
+    add_adapter(tiny.model, WAVEConfig(init_weights=False), "first")
+    first = tiny()
+    add_adapter(tiny.model, WAVEConfig(init_weights=False, template_size=4), "second")
+    second = tiny()
+    for name in ("first", "second"):
+        save_adapter(tiny.model, tmp_path / name, name)
+    other = MODELS["sd3"]()
+    load_adapter(other.model, tmp_path / "second", "x")
+    load_adapter(other.model, tmp_path / "first", "y")
+    torch.testing.assert_close(other(), first, **CLOSE)
+    other.model.set_adapters("x")
+    torch.testing.assert_close(other(), second, **CLOSE)
+    other.model.disable_adapters()
+    torch.testing.assert_close(other(), plain, **CLOSE)
+
+
+def test_dtype_of_the_model_is_not_the_adapter_s(tmp_path):
+    tiny = MODELS["dit"]()
+    add_adapter(tiny.model, WAVEConfig(init_weights=False))
+    save_adapter(tiny.model, tmp_path)
+    model = load_adapter(MODELS["dit"]().model.bfloat16(), tmp_path)
+    assert {p.dtype for key, p in model.named_parameters() if "learngene_" in key} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["", "a.b"])
+def test_names(name):
+    with pytest.raises(ValueError, match="must be a name without dots"):
+        add_adapter(MODELS["mlp"]().model, WAVEConfig(), name)
+
+
+def test_names_that_are_taken(tmp_path):
+    model = add_adapter(MODELS["mlp"]().model, WAVEConfig())
+    save_adapter(model, tmp_path)
+    for call in (lambda: add_adapter(model, WAVEConfig()), lambda: load_adapter(model, tmp_path)):
+        with pytest.raises(ValueError, match="There is an adapter 'default' already"):
+            call()
+    with pytest.raises(ValueError, match="no adapter 'other' to save, only \\['default'\\]"):
+        save_adapter(model, tmp_path, "other")
+
+
+def test_a_config_that_does_not_fit_leaves_the_first_adapter():
+    tiny = MODELS["mlp"]()
+    add_adapter(tiny.model, WAVEConfig(init_weights=False))
+    output = tiny()
+    with pytest.raises(ValueError, match="larger than"):
+        add_adapter(tiny.model, WAVEConfig(template_size=100), "second")
+    assert list(tiny.model.peft_config) == ["default"] and torch.equal(tiny(), output)
+    add_adapter(tiny.model, WAVEConfig(template_size=2, num_templates=2), "second")
+
+
+def test_peft_models_have_their_own_methods(tmp_path):
+    model = get_peft_model(MODELS["mlp"]().model, WAVEConfig())
+    with pytest.raises(ValueError, match="methods of its own"):
+        save_adapter(model, tmp_path)
+
+
+# Files that are not what they say
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A good adapter of the MLP, one for each mode."""
+    folders = {}
+    for mode in ("add", "generate"):
+        folders[mode] = tmp_path_factory.mktemp(mode)
+        model = add_adapter(MODELS["mlp"]().model, WAVEConfig(mode=mode, init_weights=False))
+        save_adapter(model, folders[mode])
+    return folders
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+
+
+UP = "base_model.model.blocks.0.up.learngene_wave_"
+BANK, SCALER = UP + "bank.templates", UP + "scaler.weight"
+
+
+def poison(value):
+    def change(tensors):
+        tensors[SCALER][0, 0, 0] = value
+
+    return change
+
+
+TENSORS = {
+    "missing": (lambda t: t.pop(BANK), f"missing \\['{BANK}'\\], unexpected \\[\\]"),
+    "unexpected": (lambda t: t.update(extra=torch.ones(1)), r"unexpected \['extra'\]"),
+    "renamed": (lambda t: t.update(x=t.pop(SCALER)), f"missing \\['{SCALER}'\\], unexpected \\['x'\\]"),
+    "shape": (lambda t: t.update({BANK: t[BANK][:, 1:].contiguous()}), f"{BANK} has shape"),
+    "nan": (poison(float("nan")), f"{SCALER} holds values"),
+    "infinite": (poison(float("-inf")), f"{SCALER} holds values"),
+    "integers": (lambda t: t.update({SCALER: t[SCALER].int()}), f"{SCALER} holds values"),
+}
+CONFIGS = {
+    "unknown key": ({"trust_remote_code": True}, r"unknown keys \['trust_remote_code'\]"),
+    "other type": ({"peft_type": "LORA"}, "peft_type='LORA', which is none of"),
+    "no type": ({"peft_type": None}, "has no peft_type"),
+    "wrong value": ({"template_size": -3}, "template_size=-3"),
+    "wrong size": ({"template_size": 3}, "has shape"),
+    "other layers": ({"target_modules": ["up"]}, "unexpected .*down"),
+}
+
+
+def refused(folder, message):
+    """The file is refused with this message, and the model is as it was."""
+    tiny = MODELS["mlp"]()
+    names, output = set(tiny.model.state_dict()), tiny()
+    with pytest.raises(ValueError, match=message):
+        load_adapter(tiny.model, folder)
+    assert not any(isinstance(module, LearngeneLayer) for module in tiny.model.modules())
+    assert set(tiny.model.state_dict()) == names and torch.equal(tiny(), output)
+
+
+@pytest.mark.parametrize("mode", ["add", "generate"])
+@pytest.mark.parametrize("case", TENSORS)
+def test_wrong_tensors(case, mode, good, tmp_path):
+    folder = shutil.copytree(good[mode], tmp_path / "copy")
+    edit_tensors(folder, TENSORS[case][0])
+    refused(folder, TENSORS[case][1])
+
+
+@pytest.mark.parametrize("mode", ["add", "generate"])
+@pytest.mark.parametrize("case", CONFIGS)
+def test_wrong_configs(case, mode, good, tmp_path):
+    folder = shutil.copytree(good[mode], tmp_path / "copy")
+    edit_config(folder, **CONFIGS[case][0])
+    refused(folder, CONFIGS[case][1])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "[" * 100_000, "{}", "\x00"])
+def test_configs_that_are_none(text, good, tmp_path):
+    folder = shutil.copytree(good["add"], tmp_path / "copy")
+    (folder / "adapter_config.json").write_text(text)
+    refused(folder, "is not JSON|is not the config of an adapter")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 2000])
+def test_truncated_files(keep, good, tmp_path):
+    folder = shutil.copytree(good["add"], tmp_path / "copy")
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(folder, "is not a safetensors file")
+
+
+def test_pickles_are_not_read(good, tmp_path):
+    folder = shutil.copytree(good["add"], tmp_path / "copy")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({}, folder / "adapter_model.bin")
+    refused(folder, "There is no adapter_model.safetensors in .* Pickled weights .* are never read")
+
+
+def test_nothing_there(tmp_path):
+    refused(tmp_path, "There is no adapter_config.json")
+
+
+def test_models_of_another_size(good):
+    with pytest.raises(ValueError, match="not found in the base model"):
+        load_adapter(MODELS["dit"]().model, good["add"])
+
+
+def test_lora_beside(good):
+    """An adapter of another method keeps working."""
+    tiny = MODELS["sd3"]()
+    tiny.model.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False), "lora")
+    lora = tiny()
+    add_adapter(tiny.model, WAVEConfig(target_modules=["ff.net.2"]), "wave")
+    tiny.model.set_adapters(["lora", "wave"])
+    torch.testing.assert_close(tiny(), lora, **CLOSE)
+
+
+def test_hub(good, hub, tmp_path):
+    """From the Hub as from a folder, at the revision that is asked for; pickles stay where they are."""
+    api = HfApi()
+    api.create_repo("me/adapter")
+    first = api.upload_folder(repo_id="me/adapter", folder_path=good["add"]).oid
+    api.delete_file("adapter_model.safetensors", "me/adapter")
+    api.upload_file(path_or_fileobj=b"pickle", path_in_repo="adapter_model.bin", repo_id="me/adapter")
+    local, remote = MODELS["mlp"](), MODELS["mlp"]()
+    load_adapter(local.model, good["add"])
+    load_adapter(remote.model, "me/adapter", revision=first)
+    assert torch.equal(remote(), local())
+    refused("me/adapter", "There is no adapter_model.safetensors in me/adapter. Pickled weights")
+    assert not any(path.endswith(".bin") for method, path in hub.requests if method == "GET")

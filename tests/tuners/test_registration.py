@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our names in PEFT's tables, and what importing the package costs."""
+
+import subprocess
+import sys
+
+import peft
+import pytest
+from peft import mapping
+
+import diffusers_learngene
+from diffusers_learngene import WAVEConfig, WAVEModel
+from diffusers_learngene.integrations import LearngenePeftType, register_peft_methods
+
+
+TABLES = {
+    "PEFT_TYPE_TO_CONFIG_MAPPING": WAVEConfig,
+    "PEFT_TYPE_TO_TUNER_MAPPING": WAVEModel,
+    "PEFT_TYPE_TO_PREFIX_MAPPING": "learngene_wave_",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_registered(table):
+    register_peft_methods()
+    entries = getattr(mapping, table)
+    assert entries["LEARNGENE_WAVE"] == entries[LearngenePeftType.LEARNGENE_WAVE] == TABLES[table]
+    assert LearngenePeftType.LEARNGENE_WAVE == "LEARNGENE_WAVE" == LearngenePeftType.LEARNGENE_WAVE.value
+    assert peft.get_peft_config({"peft_type": "LEARNGENE_WAVE"}) == WAVEConfig()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_taken_name_is_an_error(table, monkeypatch):
+    monkeypatch.setitem(getattr(mapping, table), "LEARNGENE_WAVE", "theirs")
+    before = {name: dict(getattr(mapping, name)) for name in TABLES}
+    with pytest.raises(KeyError, match="LEARNGENE_WAVE is already registered as 'theirs'"):
+        register_peft_methods()
+    assert before == {name: dict(getattr(mapping, name)) for name in TABLES}
+
+
+def test_public_names():
+    assert diffusers_learngene.__all__ == sorted(diffusers_learngene.__all__)
+    assert all(hasattr(diffusers_learngene, name) for name in diffusers_learngene.__all__)
+
+
+CODE = """
+import sys, time
+import peft
+start = time.process_time()
+import diffusers_learngene
+print(time.process_time() - start, *sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_import_is_light():
+    out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
+    assert float(out[0]) < 0.3
+    assert not {"matplotlib", "sklearn", "datasets", "gymnasium", "evaluate"} & set(out[1:])
