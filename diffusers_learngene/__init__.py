@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learngenes for diffusers: one small artefact, from which models of any depth and width are built.
 
-Importing the package registers its methods with PEFT; it costs PEFT's import and little more, because `Learngene`, which
-needs diffusers, is imported when it is first asked for.
+Importing the package registers its methods with PEFT; it costs PEFT's import and little more, because `Learngene`,
+which needs diffusers, is imported when it is first asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the repeated blocks of any diffusers / transformers model, the roles in them, and the groups that share.
 
-    stack     a list of blocks that repeat: an outermost ModuleList / Sequential of which two children of one class hold
-              a matrix of the same role and shape (DiT has one stack, Flux two, Lumina2 three, Swin one a stage)
+    stack     a list of blocks that repeat: an outermost ModuleList / Sequential of which two children of one class
+              hold a matrix of the same role and shape (DiT has one stack, Flux two, Lumina2 three, Swin one a stage)
     matrix    a weight that is one matrix: nn.Linear, transformers' Conv1D, 1x1 nn.Conv2d
     role      the path of a matrix inside its block ("attn1.to_q")
-    group     the matrices that share one bank: one role and shape over the layers of a stack. q, k and v are rows of one
-              fused matrix (the papers write one qkv matrix; diffusers splits it), so they share a bank
+    group     the matrices that share one bank: one role and shape over the layers of a stack. q, k and v are rows of
+              one fused matrix (the papers write one qkv matrix; diffusers splits it), so they share a bank
 
 Everything is read off the modules, never off a list of architectures. What a block shares with all others (DiT's
 embedders once tied) and what belongs to an embedder is not a matrix of the block.
@@ -38,7 +38,7 @@ _OPAQUE = (nn.MultiheadAttention, AuxiliaryTrainingWrapper)
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight matrix: its module path, where in which stack it sits (stack "" and layer 0 if in none), its shape."""
+    """One weight matrix: its module path, its place (stack "" and layer 0 if in no stack), and its shape (out, in)."""
 
     name: str
     stack: str
@@ -146,8 +146,8 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
     stacks = find_stacks(model)
     if not stacks:
         raise ValueError(
-            f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks hold a matrix of the same "
-            "role and shape), so there is nothing that its layers could share."
+            f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks hold a matrix of the "
+            "same role and shape), so there is nothing that its layers could share."
         )
     owners = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     return [
@@ -218,8 +218,8 @@ def residual_outputs(model: nn.Module) -> set[str]:
     """Names of the matrices that end a residual branch: attention's and the FFN's output projections.
 
     Read off the shapes: a matrix writes to the residual stream if its output is as wide as what q, k, v (or the first
-    matrix of a block) read, it is not itself q, k or v, and it comes from another width, or belongs to attention, or is
-    the last matrix of its branch.
+    matrix of a block) read, it is not itself q, k or v, and it comes from another width, or belongs to attention, or
+    is the last matrix of its branch.
     """
     attention = {name for family in QKV_FAMILIES for name in family}
     outputs = set()

@@ -13,6 +13,7 @@ the paper's scalers are per target size.) The description of the file is in the 
 itself, so that the two cannot disagree; config.json repeats it for readers and for the Hub's download counter.
 """
 
+import logging
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ from .tuners.wave import WAVEConfig
 
 
 __all__ = ["ArtefactConfig", "Learngene", "LearngeneError"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Learngene(
@@ -141,6 +144,11 @@ class Learngene(
         """Index of the width whose tensors fit a target layout as they are; None if it has to be resized."""
         return next((index for index, own in enumerate(self.layouts) if match(own, target) is not None), None)
 
+    def seen(self, overrides: dict) -> bool:
+        """Whether the size of these config overrides was drawn while distilling."""
+        config = self.config.override(overrides)
+        return any(self.config.override(size) == config for size in self.config.condensed_for)
+
     @property
     def num_parameters(self) -> int:
         """Numbers in the file."""
@@ -175,7 +183,8 @@ class Learngene(
             ValueError: unknown key, a size the architecture refuses, or a change that is neither depth nor width.
 
         Warns:
-            UserWarning: the learngene was not condensed for this width; train the scalers before use.
+            UserWarning: the learngene was not condensed for this width; train the scalers before use. (A depth that
+                was not drawn while distilling is only logged: it works, as depths in between do.)
         """
         config, layout, tensors = self.size_state(dict(overrides))
         if self.width_of(layout) is None:
@@ -183,6 +192,12 @@ class Learngene(
                 f"this learngene holds no scalers for the width of {overrides}: they are resized from the ancestry's, "
                 f"which is a start for training, not a finished model. Its widths: {self.config.widths}.",
                 stacklevel=2,
+            )
+        elif self.config.condensed_for and not self.seen(overrides):
+            _logger.warning(
+                "%s is none of the sizes that this learngene was condensed for: %s",
+                overrides,
+                self.config.condensed_for,
             )
         return generated_model(
             self.config.architecture, config, self.config.template_pattern, layout, tensors, self.templates

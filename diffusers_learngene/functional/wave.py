@@ -10,7 +10,7 @@ The paper prints T (x) S. Read literally that interleaves channels and would cut
 and weighting templates" is kron(S, T), which keeps a head whole as long as the template side is a multiple of the head
 dimension. A matrix that the template does not divide is covered by ceil(m1 / w1) x ceil(m2 / w2) tiles and cropped.
 
-Letters: W (m1, m2), template (w1, w2), N templates, grid a = ceil(m1 / w1), b = ceil(m2 / w2); leading "..." are layers.
+Letters: W (m1, m2), template (w1, w2), N templates, grid a = ceil(m1 / w1), b = ceil(m2 / w2); "..." are layers.
 """
 
 import math
@@ -114,7 +114,7 @@ def random_init(
 
 
 def tile(weight: Tensor, template_size: Sequence[int]) -> Tensor:
-    """Van Loan's rearrangement: W (..., m1, m2) -> tiles as rows (..., a b, w1 w2), zero-padded where they overhang."""
+    """Van Loan's rearrangement: W (..., m1, m2) -> tiles as rows (..., a b, w1 w2), zeros where they overhang."""
     (w1, w2), (m1, m2) = template_size, weight.shape[-2:]
     a, b = grid((m1, m2), template_size)
     weight = _pad(weight, a * w1 - m1, b * w2 - m2)
@@ -123,7 +123,7 @@ def tile(weight: Tensor, template_size: Sequence[int]) -> Tensor:
 
 
 def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
-    """x (..., m1, m2) with zeros below and on the right; x itself, where F.pad makes a copy, if there are none to add."""
+    """x (..., m1, m2) with zeros below and on the right; x itself if there are none to add (F.pad would copy)."""
     return F.pad(x, (0, columns, 0, rows) if rows else (0, columns)) if rows or columns else x
 
 
@@ -217,7 +217,7 @@ def repeat_layers(
 
 
 def spread(count: int, length: int) -> list[int]:
-    """`count` indices out of `length`, each in the middle of its share, ties going outwards: spread(2, 8) == [1, 6]."""
+    """`count` indices out of `length`, each in the middle of its share, ties outwards: spread(2, 8) == [1, 6]."""
     middles = [(i + 0.5) / count * length - 0.5 for i in range(count)]
     return [math.floor(m) if m < (length - 1) / 2 else math.ceil(m) for m in middles]
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from .data import ImageClasses
-from .tasks import Call, first_line
+from .tasks import Call, check_patch_size, first_line
 
 
 __all__ = ["ClassificationTask", "load_classifier"]
@@ -63,6 +63,7 @@ class ClassificationTask:
         self, *, seed: int, num_layers: int, num_attention_heads: int, attention_head_dim: int, patch_size: int
     ) -> ViTForImageClassification:
         """A ViT for these images and classes."""
+        check_patch_size(patch_size, self.data.resolution)
         width = num_attention_heads * attention_head_dim
         config = ViTConfig(
             num_hidden_layers=num_layers,

@@ -81,9 +81,7 @@ class Comparison:
     def run(self, overrides: dict) -> None:
         """Compare at one size, given as config overrides."""
         name = " ".join(f"{key.removeprefix('num_')}={value}" for key, value in overrides.items())
-        config = self.learngene.config
-        seen = config.override(overrides) in [config.override(size) for size in config.condensed_for]
-        title = name if seen else f"{name} (never seen)"
+        title = name if self.learngene.seen(overrides) else f"{name} (never seen)"
 
         descendant = self.learngene.descend(**overrides)
         untrained = self._sample(f"{name}: learngene, untrained", descendant)

@@ -18,7 +18,7 @@ from .data import ImageClasses
 from .diffusion import ValidationBank, denoising_loss, draw_noise, noise_scheduler, predict_noise, sample
 from .latents import cache_latents, decode_latents
 from .sampler import seeded_generator
-from .tasks import Call, first_line
+from .tasks import Call, check_patch_size, first_line
 
 
 __all__ = ["DiffusionTask", "load_dit"]
@@ -105,6 +105,7 @@ class DiffusionTask:
     ) -> DiTTransformer2DModel:
         """A DiT for these images and classes."""
         channels, size, _ = self.shape
+        check_patch_size(patch_size, size)
         return create_dit(
             generator=torch.Generator().manual_seed(seed),
             sample_size=size,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 
-__all__ = ["Call", "Task", "first_line"]
+__all__ = ["Call", "Task", "check_patch_size", "first_line"]
 
 Call = Callable[..., Any]
 
@@ -21,6 +21,12 @@ Call = Callable[..., Any]
 def first_line(error: Exception) -> str:
     """What an error says, without the paragraphs that the libraries add."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def check_patch_size(patch_size: int, size: int) -> None:
+    """Raise a ValueError if patches do not cover an image or latent of that size: the rest would be cut off."""
+    if size % patch_size:
+        raise ValueError(f"patch_size={patch_size} does not divide the {size} pixels of an image or latent.")
 
 
 class Task(Protocol):

@@ -88,15 +88,17 @@ def test_an_impossible_argument_is_one_line(train_wave, capsys, arguments, messa
         ("--train_data_dir nowhere", "train_data_dir='nowhere' is not a folder"),
         ("--pretrained_model_name_or_path nowhere", "'nowhere' holds neither a DiTPipeline"),
         ("--task classification --pretrained_model_name_or_path nowhere", "'nowhere' holds no image classifier"),
-        ("--template_size 64", "A template of 64 x 64 is larger than the 16 x 16 weight"),
+        ("--template_size 64", "A template of 64 x 64 is larger than the 96 x 16 weight"),
         ("--elastic_heads 2 1 --template_size 16 --num_templates 999", "cannot be independent: lower num_templates"),
         ("--report_to nothing", "report_to='nothing' is not one of"),
         ("--lr_warmup_steps -1", "lr_warmup_steps=-1 must be at least 0"),
         ("--use_ema --ema_decay 2", "ema_decay=2.0 must lie in"),
         ("--noise_weight -1", "noise_weight=-1.0 must be at least 0"),
         ("--task classification --alpha 2", "alpha=2.0 must lie in"),
-        ("--task classification --patch_size 3", "."),
+        ("--patch_size 3", "patch_size=3 does not divide the 8 pixels"),
+        ("--task classification --patch_size 3", "patch_size=3 does not divide the 8 pixels"),
     ],
+    ids=lambda value: None if value[0] == "-" else "",
 )
 def test_what_cannot_be_is_found_before_training(train_wave, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -160,7 +160,9 @@ def sd3_folder(tmp_path_factory):
 def test_quantised_model(sd3_folder, adder, factored):
     config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["proj_out"])
     tiny = MODELS["sd3"]()
-    tiny.model = SD3Transformer2DModel.from_pretrained(sd3_folder, quantization_config=config)
+    tiny.model = SD3Transformer2DModel.from_pretrained(
+        sd3_folder, quantization_config=config, torch_dtype=torch.float32
+    )
     expected = tiny()
     tiny.model = get_peft_model(tiny.model, adder(init_weights=True))
     assert all(layer.quantization_backend.backend_name == "torchao" for layer in layers(tiny.model))
@@ -179,7 +181,7 @@ def test_quantised_model(sd3_folder, adder, factored):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_generated_weights_are_not_quantised(sd3_folder, generator):
     config = TorchAoConfig(Int8WeightOnlyConfig())
-    model = SD3Transformer2DModel.from_pretrained(sd3_folder, quantization_config=config)
+    model = SD3Transformer2DModel.from_pretrained(sd3_folder, quantization_config=config, torch_dtype=torch.float32)
     with pytest.raises(ValueError, match="because it is quantised"):
         get_peft_model(model, generator())
 
