@@ -69,6 +69,8 @@ def closed_form(
 
 def _target_groups(model: nn.Module, config: WAVEConfig) -> list[blocks.Group]:
     """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again."""
+    if config.layers_to_transform is not None:
+        raise ValueError(f"layers_to_transform={config.layers_to_transform}: a learngene is made of all layers.")
     matrices = blocks.find_matrices(model)
     targets = config.target_modules
     if targets is None or targets == "all-linear":

@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
+from .blocks import group_modules
 from .layout import Layout
 from .models import empty_model
 from .tuners.base_model import shared_groups
@@ -25,14 +26,17 @@ def generated_model(
     """
     model = empty_model(architecture, config)
     factored = [entry for entry in layout.entries.values() if entry.group]
-    targets = [name.rpartition(".")[0] for entry in factored for name in entry.names.values()]
-    adapter = WAVEConfig(mode="generate", target_modules=targets, template_pattern=template_pattern)
+    group_of = {name.removesuffix(".weight"): e.group or "" for e in factored for name in e.names.values()}
+    fused = any("+" in key for key in template_pattern)
+    # A group's key counts variants of a role among the targets, which are the matrices of all layers in a learngene.
+    pattern = {g.key: template_pattern[group_of[g.matrices[0].name]] for g in group_modules(model, group_of, fused)}
+    adapter = WAVEConfig(mode="generate", target_modules=list(group_of), template_pattern=pattern, share_qkv=fused)
     peft_model = get_peft_model(model, adapter, low_cpu_mem_usage=True)
 
     state: dict[str, Tensor] = {}
-    for key, group in shared_groups(model).items():
+    for group in shared_groups(model).values():
         owner = next(iter(group.layers))
-        state[f"{owner}.learngene_wave_bank.default.templates"] = templates[key].clone()
+        state[f"{owner}.learngene_wave_bank.default.templates"] = templates[group_of[owner]].clone()
     trainable = set()
     for key, entry in layout.entries.items():
         shared = key.startswith("shared.")

@@ -177,7 +177,8 @@ def main(args: argparse.Namespace) -> dict:
     sizes = [{}] if args.fixed_size else [size_overrides(config, d, h) for h in [heads, *others] for d in depths]
     default_sizes = [(max(2, round(depth * factor)), heads) for factor in (1.5, 0.5, 5 / 6)]
     default_sizes += [(depth, h) for h in others[:1]]
-    targets = [size_overrides(config, d, h or heads) for d, h in args.descend_sizes or default_sizes]
+    wanted = dict.fromkeys((d, h or heads) for d, h in args.descend_sizes or default_sizes)  # each once
+    targets = [size_overrides(config, d, h) for d, h in wanted]
 
     def condense() -> Learngene:
         return Learngene.condense(

@@ -50,39 +50,46 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+class Block(nn.Module):
+    """x + down(tanh(up(norm(x))))"""
+
+    def __init__(self, up: nn.Module, down: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = up, down, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
 class MLP(nn.Module):
-    """Residual blocks of two matrices whose sides templates of 8 do not divide; `head` repeats nothing."""
+    """Blocks of two matrices whose sides templates of 8 do not divide; `head` repeats nothing."""
 
     def __init__(self, make_linear: Callable[[int, int], nn.Module], dim: int = 20, hidden: int = 28) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {"up": make_linear(dim, hidden), "down": make_linear(hidden, dim), "norm": nn.LayerNorm(dim)}
-            )
-            for _ in range(3)
+            Block(make_linear(dim, hidden), make_linear(hidden, dim), nn.LayerNorm(dim)) for _ in range(3)
         )
         self.head = nn.Linear(dim, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = x + block["down"](torch.tanh(block["up"](block["norm"](x))))
+            x = block(x)
         return self.head(x)
 
 
 class ConvNet(nn.Module):
-    """Residual blocks of 1x1 convolutions, and one with a stride and a padding."""
+    """Blocks of 1x1 convolutions, and one with a stride and a padding."""
 
     def __init__(self, dim: int = 20, hidden: int = 28) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"up": nn.Conv2d(dim, hidden, 1), "down": nn.Conv2d(hidden, dim, 1, bias=False)})
-            for _ in range(3)
+            Block(nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1, bias=False), nn.Identity()) for _ in range(3)
         )
         self.shortcut = nn.Conv2d(dim, dim, 1, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = x + block["down"](torch.tanh(block["up"](x)))
+            x = block(x)
         return self.shortcut(x)
 
 

@@ -12,11 +12,14 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import SAFE_WEIGHTS_NAME
 from diffusers.training_utils import EMAModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
@@ -67,9 +70,9 @@ def save_checkpoint(
     accelerator: Accelerator,
     output_dir: str | os.PathLike[str],
     state: dict[str, Any],
+    names: Sequence[str] = (),
     *,
     ema: EMAModel | None = None,
-    ema_names: list[str] | None = None,
     total_limit: int | None = None,
 ) -> Path:
     """Write `output_dir/checkpoint-<state["step"]>`; called on every process, after which at most `total_limit` are
@@ -77,7 +80,8 @@ def save_checkpoint(
 
     Args:
         state: JSON data; "step" names the checkpoint.
-        ema, ema_names: The moving average, and the names of its parameters in its order.
+        names: Of the trained parameters.
+        ema: Their moving average, in the same order.
         total_limit: Checkpoints to keep, this one included; the oldest go, once this one is in place.
     """
     path = Path(output_dir, f"checkpoint-{state['step']}")
@@ -89,7 +93,7 @@ def save_checkpoint(
     accelerator.save_state(str(unfinished))
     if accelerator.is_main_process:
         if ema is not None:
-            tensors = zip(ema_names or [], ema.shadow_params, strict=True)
+            tensors = zip(names, ema.shadow_params, strict=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors}, unfinished / EMA_FILE)
         (unfinished / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     accelerator.wait_for_everyone()
@@ -116,14 +120,16 @@ def load_checkpoint(
     accelerator: Accelerator,
     path: Path,
     signature: dict[str, Any],
+    names: Sequence[str],
     *,
     ema: EMAModel | None = None,
-    ema_names: list[str] | None = None,
 ) -> dict[str, Any]:
     """Load what `save_checkpoint` wrote into the prepared objects, and return its `state`; called on every process.
 
     Args:
         signature: Must equal `state["signature"]`: what has to be the same for the training to go on as it would have.
+        names: Of the trained parameters.
+        ema: Their moving average, in the same order.
 
     Raises:
         ValueError: For a checkpoint that is damaged, or of another training.
@@ -140,10 +146,14 @@ def load_checkpoint(
             "ones, or start anew in another output_dir."
         )
     try:
-        accelerator.load_state(str(path))
+        with safe_open(path / SAFE_WEIGHTS_NAME, "pt") as file:
+            if absent := set(names) - set(file.keys()):
+                raise KeyError(*sorted(absent)[:3])
+        # Not strict: of tensors without elements (weights that an adapter generates) accelerate saves the first only.
+        accelerator.load_state(str(path), strict=False)
         if ema is not None:
             shadow = load_file(path / EMA_FILE)
-            for name, tensor in zip(ema_names or [], ema.shadow_params, strict=True):
+            for name, tensor in zip(names, ema.shadow_params, strict=True):
                 tensor.copy_(shadow[name])
             ema.optimization_step = state["step"]
     except Exception as error:  # whatever torch, safetensors and accelerate raise for a file cut short

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion task: a class-conditional DiT on images by class, in pixels or in the latents of a VAE."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -34,23 +34,35 @@ def load_dit(
     Raises:
         ValueError: neither is there.
     """
-    name, where = pretrained_model_name_or_path, {"revision": revision, "variant": variant}
-    load: Any = partial(DiTTransformer2DModel.from_pretrained, name, output_loading_info=True, **where)
-    vae = None
-    try:
-        model, loading = load(subfolder="transformer")
-        vae = AutoencoderKL.from_pretrained(name, subfolder="vae", **where)
-    except OSError:
-        try:
-            model, loading = load()
-        except OSError as error:
+    name = pretrained_model_name_or_path
+
+    def load(cls: Any, subfolder: str | None = None) -> Any:
+        model, loading = cls.from_pretrained(
+            name, subfolder=subfolder, revision=revision, variant=variant, output_loading_info=True
+        )
+        if missing := loading["missing_keys"]:
             raise ValueError(
-                f"pretrained_model_name_or_path={name!r} holds neither a DiTPipeline, with its VAE, nor a "
-                f"DiTTransformer2DModel: {first_line(error)}"
-            ) from error
-    if missing := loading["missing_keys"]:
-        raise ValueError(f"pretrained_model_name_or_path={name!r} is no DiT: it lacks {sorted(missing)[:3]}.")
-    return model, vae
+                f"pretrained_model_name_or_path={name!r} is no {cls.__name__}: it lacks {sorted(missing)[:3]}."
+            )
+        return model
+
+    try:
+        # Asked first: where a folder lacks a subfolder, `from_pretrained` takes the files beside it instead.
+        if _is_pipeline(name, revision):
+            return load(DiTTransformer2DModel, "transformer"), load(AutoencoderKL, "vae")
+        return load(DiTTransformer2DModel), None
+    except OSError as error:
+        raise ValueError(
+            f"pretrained_model_name_or_path={name!r} holds neither a DiTPipeline nor a DiTTransformer2DModel: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _is_pipeline(name: str, revision: str | None) -> bool:
+    try:
+        return bool(DiTPipeline.load_config(name, revision=revision))
+    except OSError:
+        return False
 
 
 class DiffusionTask:

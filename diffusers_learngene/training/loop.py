@@ -164,7 +164,7 @@ def train(
         "ema_decay": options.ema_decay,
     }
     if checkpoint is not None:
-        state = load_checkpoint(accelerator, checkpoint, signature, ema=ema, ema_names=list(trained))
+        state = load_checkpoint(accelerator, checkpoint, signature, list(trained), ema=ema)
         first, history = state["step"], state["history"]
         lr_scheduler.load_state_dict(state["lr_scheduler"])
 
@@ -250,8 +250,8 @@ def train(
                 accelerator,
                 output_dir,
                 state,
+                list(trained),
                 ema=ema,
-                ema_names=list(trained),
                 total_limit=options.checkpoints_total_limit,
             )
     progress.close()

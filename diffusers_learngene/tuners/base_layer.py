@@ -38,7 +38,7 @@ class Scaler(nn.Module):
 
 
 class LearngeneLayer(nn.Module, BaseTunerLayer):
-    """A layer whose weight is one matrix, with adapters that share. Subclasses set the two class attributes below.
+    """A layer whose weight is one matrix, with adapters that share. A method sets `adapter_layer_names`.
 
     Args:
         base_layer: nn.Linear (quantised or not), transformers' Conv1D, or a 1x1 nn.Conv2d; may be wrapped already.
@@ -303,39 +303,3 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)
-
-
-def check_droppable(name: str, module: nn.Module, quantization: dict[str, Any]) -> None:
-    """Raise a ValueError if a generated weight cannot take the place of this module's."""
-    reason = None
-    base = module.base_layer if isinstance(module, LearngeneLayer) else module
-    if isinstance(base, BaseTunerLayer):
-        reason = f"it is inside a {type(base).__name__} layer: merge and unload that adapter first"
-    elif isinstance(module, LearngeneLayer) and module.merged:
-        reason = f"{', '.join(module.merged_adapters)} is merged into it: unmerge first"
-    elif resolve_quantization_backend(base, **quantization) is not None:
-        reason = "it is quantised: load the model without quantisation, of which nothing would be left anyway"
-    if reason:
-        raise ValueError(f'mode="generate" cannot replace the weight of {name}, because {reason}.')
-
-
-class PointwiseConv(LearngeneLayer):
-    """Mixin before a method's layer for 1x1 nn.Conv2d: a linear layer over channels, with a stride and a padding."""
-
-    def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
-        base = self.get_base_layer()
-        plain = base.stride == (1, 1) and base.padding in ((0, 0), "valid", "same")
-        return plain and super()._product_is_cheaper(adapter, tokens)
-
-    def _product(self, adapter: str, x: Tensor) -> Tensor:
-        return super()._product(adapter, x.movedim(-3, -1)).movedim(-1, -3)
-
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self.get_base_layer()._conv_forward(x, weight[:, :, None, None], bias)
-
-    def _bias(self) -> Tensor | None:
-        bias = super()._bias()
-        return None if bias is None else bias[:, None, None]
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return False  # PEFT converts two-dimensional weights only

@@ -18,12 +18,12 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from peft.utils.quantization_utils import get_quantization_kwargs
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
 from ..blocks import Group, Matrix, default_targets, find_stacks, group_modules, matrix_shape, unwrap
 from .base_config import LearngeneConfig
-from .base_layer import LearngeneLayer, check_droppable
+from .base_layer import LearngeneLayer
 
 
 @dataclass
@@ -44,6 +44,20 @@ def shared_groups(model: nn.Module, adapter_name: str = "default") -> dict[str, 
             group = groups.setdefault(key, SharedGroup(key, layer.bank(adapter_name)))
             group.layers[name] = layer
     return groups
+
+
+def check_droppable(name: str, module: nn.Module, quantization: dict[str, Any]) -> None:
+    """Raise a ValueError if a generated weight cannot take the place of this module's."""
+    reason = None
+    base = module.base_layer if isinstance(module, LearngeneLayer) else module
+    if isinstance(base, BaseTunerLayer):
+        reason = f"it is inside a {type(base).__name__} layer: merge and unload that adapter first"
+    elif isinstance(module, LearngeneLayer) and module.merged:
+        reason = f"{', '.join(module.merged_adapters)} is merged into it: unmerge first"
+    elif resolve_quantization_backend(base, **quantization) is not None:
+        reason = "it is quantised: load the model without quantisation, of which nothing would be left anyway"
+    if reason:
+        raise ValueError(f'mode="generate" cannot replace the weight of {name}, because {reason}.')
 
 
 @dataclass
@@ -208,5 +222,5 @@ class LearngeneModel(BaseTuner):
         for layer in self.model.modules():  # before the first layer is unloaded
             if isinstance(layer, LearngeneLayer):
                 names = (layer.active_adapters if adapter_names is None else adapter_names) if merge else []
-                layer.check_has_weight([*{*layer.merged_adapters, *names}])
+                layer.check_has_weight(list(dict.fromkeys(layer.merged_adapters + names)))
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)

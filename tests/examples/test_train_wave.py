@@ -17,7 +17,8 @@ from diffusers_learngene import Learngene
 from diffusers_learngene.dit import create_dit
 
 
-DEFAULT_SIZES = [{"num_layers": 2}, {"num_layers": 3}, {"num_layers": 4}, {"num_layers": 2, "num_attention_heads": 1}]
+SIZES = ("--descend_sizes", "2", "3", "2x2", "4", "2x1")
+OVERRIDES = [{"num_layers": 2}, {"num_layers": 3}, {"num_layers": 4}, {"num_layers": 2, "num_attention_heads": 1}]
 STARTS = ["learngene", "scratch", "selection"]
 
 
@@ -47,7 +48,7 @@ def assert_same_run(one, other):
 def finished(train_wave, tmp_path_factory):
     """The folder of a whole run on the digits."""
     folder = tmp_path_factory.mktemp("finished") / "wave"
-    train_wave("--output_dir", folder)
+    train_wave("--output_dir", folder, *SIZES)
     return folder
 
 
@@ -114,7 +115,7 @@ def test_results(finished):
     assert found["commit"] and "python" in found["command"] and found["machine"] and found["seed"] == 0
     assert {"python", "torch", "diffusers", "peft"} <= set(found["versions"])
     ancestry, *rows = found["rows"]
-    assert ancestry["start"] == "ancestry" and [row["start"] for row in rows] == STARTS * len(DEFAULT_SIZES)
+    assert ancestry["start"] == "ancestry" and [row["start"] for row in rows] == STARTS * len(OVERRIDES)
     sizes = ["layers=2", "layers=3", "layers=4 (never seen)", "layers=2 attention_heads=1"]
     assert [row["size"] for row in rows] == [size for size in sizes for _ in STARTS]
     for row in rows:
@@ -155,7 +156,7 @@ def test_the_learngene_descends(finished):
     assert learngene.config.condensed_for == [
         {"num_layers": depth, **heads} for heads in ({}, {"num_attention_heads": 1}) for depth in (2, 3)
     ]
-    for size in (*DEFAULT_SIZES, {"num_layers": 7}):
+    for size in (*OVERRIDES, {"num_layers": 7}):
         model = learngene.descend(**size).merge_and_unload()
         assert type(model) is DiTTransformer2DModel and model.config.num_layers == size["num_layers"]
 
@@ -176,7 +177,7 @@ def test_the_card_tells_it_all(finished):
 def test_a_finished_run_is_not_run_again(train_wave, finished, tmp_path, monkeypatch):
     again = shutil.copytree(finished, tmp_path / "wave")
     monkeypatch.setattr(Accelerator, "backward", None)
-    train_wave("--output_dir", again, "--resume_from_checkpoint", "latest")
+    train_wave("--output_dir", again, *SIZES, "--resume_from_checkpoint", "latest")
     assert_same_run(finished, again)
 
 
@@ -208,7 +209,7 @@ def test_resuming_is_exact(train_wave, finished, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Accelerator, "backward", until_the_power_cut)
         with pytest.raises(PowerCut):
-            train_wave("--output_dir", folder, "--resume_from_checkpoint", "latest")
+            train_wave("--output_dir", folder, *SIZES, "--resume_from_checkpoint", "latest")
 
     run(3)  # inside the ancestry, which goes on at its step 3
     assert (folder / "checkpoints" / "ancestry" / "checkpoint-2").is_dir()
@@ -219,7 +220,7 @@ def test_resuming_is_exact(train_wave, finished, tmp_path, monkeypatch):
     run(2 + 3)  # inside its training from scratch
     assert (folder / "checkpoints" / "layers=2-scratch" / "checkpoint-2").is_dir()
     monkeypatch.undo()
-    train_wave("--output_dir", folder, "--resume_from_checkpoint", "latest")
+    train_wave("--output_dir", folder, *SIZES, "--resume_from_checkpoint", "latest")
     assert_same_run(finished, folder)
 
 
@@ -270,7 +271,7 @@ def test_all_that_can_be_switched_on(train_wave, tmp_path):
 @pytest.mark.slow
 def test_a_learngene_is_pushed(train_wave, finished, hub, tmp_path, monkeypatch):
     folder = shutil.copytree(finished, tmp_path / "wave")
-    arguments = ["--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    arguments = ["--output_dir", folder, *SIZES, "--resume_from_checkpoint", "latest"]
     arguments += ["--push_to_hub", "--hub_model_id", "wave-digits", "--hub_token", "hf_secret"]
     monkeypatch.setattr("sys.argv", ["train_wave.py", *map(str, arguments)])
     train_wave(*arguments)
@@ -357,7 +358,9 @@ def test_a_pipeline_and_own_images(train_wave, pipeline_folder, image_folder, tm
 
 @pytest.mark.slow
 def test_a_transformer_and_a_classifier(train_wave, tmp_path):
-    tiny_dit(in_channels=1, out_channels=1, sample_size=8, num_embeds_ada_norm=10).save_pretrained(tmp_path / "dit")
+    tiny_dit(in_channels=1, out_channels=1, sample_size=8, num_embeds_ada_norm=10).half().save_pretrained(
+        tmp_path / "dit"
+    )
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config |= {"image_size": 8, "patch_size": 2, "num_channels": 1}
     ViTForImageClassification(ViTConfig(**config, num_labels=10)).half().save_pretrained(tmp_path / "vit")
@@ -388,8 +391,8 @@ def test_a_model_that_does_not_fit_is_refused(train_wave, pipeline_folder, image
 
     assert "takes 3 channels of 8 pixels, the data are 1 channels of 8" in refusal("colour")
     assert "the data have 10 classes, the model 5" in refusal("five-classes")
-    assert "holds neither a DiTPipeline, with its VAE, nor" in refusal("no-vae")
-    assert "is no DiT: it lacks" in refusal("vae")
+    assert "holds neither a DiTPipeline nor a DiTTransformer2DModel: " in refusal("no-vae")
+    assert "is no DiTTransformer2DModel: it lacks" in refusal("vae")
     assert "holds neither" in refusal("vit")
     classify = ("--task", "classification")
     assert "knows 3 classes; the data have 1 channels of 8 pixels and 10 classes" in refusal("vit", *classify)

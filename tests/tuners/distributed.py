@@ -58,6 +58,8 @@ def shard(model: nn.Module) -> nn.Module:
         fully_shard(group.bank)
     for stack in find_stacks(model).values():
         for block in stack.children():
+            if hasattr(block, "norm1"):  # DiT's own forward calls the embedder of its first block
+                fully_shard(block.norm1.emb)
             fully_shard(block)
     return fully_shard(model)
 

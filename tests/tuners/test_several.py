@@ -137,7 +137,7 @@ def test_scale_is_linear(adder):
     expected = tiny()
     tiny.model = get_peft_model(tiny.model, adder(target_modules=["blocks.2.down"]))
     full = tiny()
-    layer = tiny.model.base_model.model.blocks[2]["down"]
+    layer = tiny.model.base_model.model.blocks[2].down
     for scale in (0.0, 0.3, -2.0):
         layer.set_scale("default", scale)
         torch.testing.assert_close(tiny() - expected, scale * (full - expected), **CLOSE)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import SD3Transformer2DModel, TorchAoConfig
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torchao.quantization import Int8WeightOnlyConfig
 
 from diffusers_learngene import WAVEConfig
@@ -78,8 +78,6 @@ def test_adapter_dtype_is_peft_s_choice():
 
 
 def test_loading_into_half_precision_keeps_every_bit(method, tmp_path):
-    from peft import PeftModel
-
     tiny = adapted("mlp", method())
     tiny.model.save_pretrained(tmp_path)
     for low_cpu_mem_usage in (False, True):
@@ -157,7 +155,7 @@ def sd3_folder(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_quantised_model(sd3_folder, adder, factored):
+def test_quantised_model(sd3_folder, adder):
     config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["proj_out"])
     tiny = MODELS["sd3"]()
     tiny.model = SD3Transformer2DModel.from_pretrained(

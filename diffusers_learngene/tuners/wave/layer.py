@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...functional import wave
-from ..base_layer import LearngeneLayer, PointwiseConv
+from ..base_conv import PointwiseConv
+from ..base_layer import LearngeneLayer
 
 
 class TemplateBank(nn.Module):
@@ -29,6 +30,10 @@ class TemplateBank(nn.Module):
         if x is None:
             return wave.compose(scaler, templates, shape=shape)
         return wave.apply(x, scaler, templates, shape=shape)
+
+    def extra_repr(self) -> str:
+        num, height, width = self.size
+        return f"{num} templates, {height} x {width}"
 
 
 class WAVELayer(LearngeneLayer):

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""1x1 convolutions (the FFN of Sana): the same matrix over channels, in another layout."""
+
+from torch import Tensor
+
+from .base_layer import LearngeneLayer
+
+
+class PointwiseConv(LearngeneLayer):
+    """Mixin, to be put before a method's own layer: 1x1 nn.Conv2d with any stride and padding."""
+
+    def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
+        base = self.get_base_layer()
+        plain = base.stride == (1, 1) and base.padding in ((0, 0), "valid", "same")
+        return plain and super()._product_is_cheaper(adapter, tokens)
+
+    def _product(self, adapter: str, x: Tensor) -> Tensor:
+        return super()._product(adapter, x.movedim(-3, -1)).movedim(-1, -3)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.get_base_layer()._conv_forward(x, weight[:, :, None, None], bias)
+
+    def _bias(self) -> Tensor | None:
+        bias = super()._bias()
+        return None if bias is None else bias[:, None, None]
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False  # PEFT converts two-dimensional weights only
