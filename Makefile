@@ -22,7 +22,7 @@ help:  ## show this list
 	@touch $@
 
 demo: .venv/.train  ## condense a small DiT into one learngene and build models of many sizes from it
-	$(LAUNCH) examples/train_wave.py --output_dir outputs/wave
+	$(LAUNCH) examples/train_wave.py --output_dir outputs/wave --resume_from_checkpoint latest
 
 test: quality  ## check the style and the types, then run every test
 	$(BIN)/python -m pytest

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .blocks import find_stacks
 from .functional import wave
-from .layout import Layout, layout_of
+from .layout import Layout, layout_of, parse_group_key
 from .models import check_config, empty_model, override_config
 from .tuners.base_config import check_numbers
 
@@ -28,7 +29,7 @@ from .tuners.base_config import check_numbers
 WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1
 
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _DTYPES = ("F32", "F16", "BF16")
 _FEW_BLOCKS = 256  # a config may ask for so many although the file has fewer: another tower, a count of something else
 
@@ -66,8 +67,16 @@ class ArtefactConfig:
         return override_config(self.architecture, self.base_config, overrides)
 
     def layout(self, base_config: dict) -> Layout:
-        """Where the tensors of a model of that config lie."""
-        return layout_of(empty_model(self.architecture, base_config), list(self.template_pattern))
+        """Where the tensors of a model of that config lie.
+
+        Raises:
+            ValueError: the config makes no such model, or one without blocks that share.
+        """
+        model = empty_model(self.architecture, base_config)
+        stacks, modules = find_stacks(model), dict(model.named_modules())
+        for stack in {parse_group_key(key)[0] for key in self.template_pattern} & modules.keys() - {"", *stacks}:
+            raise ValueError(f"{stack!r} would have fewer than two blocks that share: the least depth is 2.")
+        return layout_of(model, list(self.template_pattern))
 
     def shapes(self, layouts: list[Layout]) -> dict[str, list[int]]:
         """Shape of every tensor of the learngene, given the layout of every width."""
@@ -91,7 +100,7 @@ def hub_id(name: str | os.PathLike[str] | None) -> str | None:
 def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write model.safetensors and, for readers and the Hub's download counter, config.json."""
     description = asdict(config)
-    metadata = {"format": "pt", "learngene": json.dumps(description)}
+    metadata = {"learngene": json.dumps(description)}  # one entry: safetensors writes several in any order
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write(folder / WEIGHTS, lambda path: save_file(stored, path, metadata=metadata))
     write(folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8"))
@@ -101,7 +110,10 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     """Write through a temporary file in the same folder: at any moment `path` is the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save(temporary)
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -164,6 +176,11 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
         if size[0] > size[1] * size[2]:
             raise LearngeneError(f"template_pattern[{key!r}]={size!r} has more templates than numbers in one.")
 
+    stored = {key.split(".")[1] for key in shapes if key.startswith("sizes.")}
+    if not config.widths or config.widths[0] != {} or stored != set(map(str, range(len(config.widths)))):
+        raise LearngeneError(
+            f"widths={config.widths[:3]!r} must begin with {{}}, and the file has sizes {sorted(stored)}."
+        )
     depth = max((s[0] for key, s in shapes.items() if s and re.match(r"sizes\.0\.(scalers|layers)\.", key)), default=0)
     most = max(depth, _FEW_BLOCKS)
     check_config(config.base_config, most=most)
@@ -172,9 +189,6 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
             if not isinstance(overrides, dict):
                 raise LearngeneError(f"{name}: {overrides!r} must be config overrides.")
             check_config(config.override(overrides), most=most)
-    stored = {key.split(".")[1] for key in shapes if key.startswith("sizes.")}
-    if not config.widths or config.widths[0] or stored != set(map(str, range(len(config.widths)))):
-        raise LearngeneError(f"widths={config.widths!r} must begin with {{}}, and have sizes {sorted(stored)}.")
     return config
 
 

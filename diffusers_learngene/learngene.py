@@ -32,7 +32,7 @@ from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, hub_id, read_arte
 from .closed_form import closed_form
 from .generated import generated_model
 from .layout import Layout, layout_of, match, resize_tensors
-from .models import empty_model, model_config, prepare_ancestry_, tensors_of
+from .models import empty_model, model_config, prepare_ancestry_, sizes_of, tensors_of
 from .tuners.wave import WAVEConfig
 
 
@@ -54,8 +54,6 @@ class Learngene(
         self.config = config
         self.tensors = tensors
         self.card: dict[str, Any] = {}
-
-    # ------------------------------------------------------------------------------------------------ condense
 
     @classmethod
     def condense(
@@ -119,8 +117,6 @@ class Learngene(
         self.config.widths.append(dict(overrides))
         self.layouts.append(target)
 
-    # ------------------------------------------------------------------------------------------------- contents
-
     @property
     def templates(self) -> dict[str, Tensor]:
         """Templates (N, w1, w2) by group key."""
@@ -159,8 +155,6 @@ class Learngene(
         """Numbers of the ancestry model (tied tensors once)."""
         model = empty_model(self.config.architecture, self.config.base_config)
         return sum(tensor.numel() for tensor in tensors_of(model).values())
-
-    # -------------------------------------------------------------------------------------------------- descend
 
     def size_state(self, overrides: dict) -> tuple[dict, Layout, dict[str, Tensor]]:
         """Config, layout and size tensors of the descendant with these config overrides; differentiable."""
@@ -202,8 +196,6 @@ class Learngene(
         return generated_model(
             self.config.architecture, config, self.config.template_pattern, layout, tensors, self.templates
         )
-
-    # ------------------------------------------------------------------------------------------ folder and Hub
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -291,7 +283,7 @@ class Learngene(
             "num_parameters": self.num_parameters,
             "ancestry_parameters": self.ancestry_parameters,
             "seen_sizes": self.config.condensed_for,
-            "base_config": self.config.base_config,
+            "base_config": sizes_of(self.config.base_config),
             "version": __version__,
             **card,
             "images": [image.name for image in _images(card)],

@@ -27,7 +27,7 @@ _LABELS = {"id2label", "label2id"}  # free text
 _MAX_INTEGER = 2**31
 _MAX_COUNT = 4096  # blocks, experts: each is a Python object
 _COUNT = re.compile(r"(num|n)_(.*_)?(layers?|blocks|experts)|(.*_)?depths?|layers_.*")
-_MAX_COMPUTED = 2**30  # numbers in position tables and the like, which a class computes when it is built
+_MAX_COMPUTED = 2**28  # numbers in position tables and the like, which a class computes when it is built
 
 
 def model_class(architecture: str) -> type[Any]:
@@ -159,8 +159,8 @@ def override_config(architecture: str, config: dict, overrides: dict) -> dict:
     """
     for key, value in overrides.items():
         if key not in config:
-            sizes = sorted(k for k, v in config.items() if type(v) is int and not k.endswith("_id"))
-            raise ValueError(f"{architecture} has no config key {key!r}. Its sizes are: {', '.join(sizes)}.")
+            sizes = ", ".join(sorted(sizes_of(config)))
+            raise ValueError(f"{architecture} has no config key {key!r}. Its sizes are: {sizes}.")
         _check_size(key, value, config[key])
     merged = {**config, **overrides}
     old, new = _head_dim(config), _head_dim(merged)
@@ -182,6 +182,11 @@ def _head_dim(config: dict) -> float:
         if isinstance(config.get(width), int) and isinstance(config.get(heads), int) and config[heads]:
             return config[width] / config[heads]
     return 0
+
+
+def sizes_of(config: dict) -> dict[str, int]:
+    """What in a config may be a size."""
+    return {key: value for key, value in config.items() if type(value) is int and not key.endswith("_id")}
 
 
 def _check_size(key: str, value: object, old: object) -> None:

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-# Two skinny matmuls reach about a quarter of the FLOP rate of one fat one (examples/benchmark/speed.py measures it).
-THIN_MATMUL_PENALTY = 4
-_CHUNK = 1 << 14  # rows or columns of tiles that are in float64 at a time
+# How much slower a FLOP of two thin matmuls is than one of a fat one, forward and backward: 2 to 2.7 on two CPU cores
+# (examples/benchmark/speed.py --sections penalty). Rounded up: `apply` keeps N times its input for the backward pass.
+THIN_MATMUL_PENALTY = 3
+_CHUNK = 1 << 12  # rows or columns of tiles that are in float64 at a time
 
 
 def grid(shape: Sequence[int], template_size: Sequence[int]) -> tuple[int, int]:
@@ -115,11 +116,15 @@ def random_init(
 
 def tile(weight: Tensor, template_size: Sequence[int]) -> Tensor:
     """Van Loan's rearrangement: W (..., m1, m2) -> tiles as rows (..., a b, w1 w2), zeros where they overhang."""
+    return _tiles(weight, template_size).flatten(-2).flatten(-3, -2)
+
+
+def _tiles(weight: Tensor, template_size: Sequence[int]) -> Tensor:
+    """`tile` as (..., a, b, w1, w2), where nothing overhangs without a copy."""
     (w1, w2), (m1, m2) = template_size, weight.shape[-2:]
     a, b = grid((m1, m2), template_size)
     weight = _pad(weight, a * w1 - m1, b * w2 - m2)
-    weight = weight.reshape(*weight.shape[:-2], a, w1, b, w2).transpose(-3, -2)
-    return weight.reshape(*weight.shape[:-4], a * b, w1 * w2)
+    return weight.reshape(*weight.shape[:-2], a, w1, b, w2).transpose(-3, -2)
 
 
 def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -151,7 +156,8 @@ def factorize(
     counts = [weight.shape[:-2].numel() * math.prod(grid(weight.shape[-2:], template_size)) for weight in weights]
     rows = torch.empty(sum(counts), math.prod(template_size), dtype=torch.float32, device=weights[0].device)
     for part, weight in zip(rows.split(counts), weights, strict=True):
-        part.copy_(tile(weight.detach(), template_size).flatten(0, -2))
+        tiles = _tiles(weight.detach(), template_size)
+        part.view(tiles.shape).copy_(tiles)
     if num_templates > min(rows.shape):
         raise ValueError(
             f"num_templates={num_templates} is more than the {min(rows.shape)} that {rows.shape[0]} tiles of "

@@ -8,4 +8,8 @@ checkpoints whole or not there
 tracking    the accelerator and its trackers
 diffusion   noise, loss, validation and sampling of class-conditional diffusion models
 plots       grids of samples and curves
+tasks       what a script trains for: diffusion_task, classification_task
+condensing  one learngene distilled for all sizes
+comparison  descendants beside other starts; report: numbers with what it takes to repeat them
+arguments   from a script's arguments to all of these
 """

@@ -163,8 +163,9 @@ def load_checkpoint(
 
 def _damaged(path: Path, error: Exception) -> str:
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
+    cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return (
-        f"resume_from_checkpoint={str(path)!r} cannot be read ({type(error).__name__}: {error}). "
+        f"resume_from_checkpoint={str(path)!r} cannot be read ({cause}). "
         + (f"Resume from one of {others} beside it, or start" if others else "Start")
         + " anew in another output_dir."
     )

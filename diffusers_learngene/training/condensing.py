@@ -7,17 +7,20 @@ a width share scalers, biases and embedders. What comes out needs no training af
 trained already (compare slimmable and once-for-all networks, which keep the full dense weights for that).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from ..layout import resize_tensors, unstack
 from ..learngene import Learngene
-from ..models import empty_model, enable_gradient_checkpointing_, override_config
+from ..models import empty_model, override_config
 from .loop import TrainingOptions, train
 from .sampler import seeded_generator
 from .tasks import Task
@@ -84,13 +87,38 @@ class ElasticModel(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute every block in the backward pass, in every size."""
         for _, _, _, (skeleton,) in self._plans:
-            enable_gradient_checkpointing_(skeleton)
+            recomputed = partial(checkpoint, use_reentrant=False, context_fn=partial(_contexts, skeleton))
+            skeleton._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=recomputed)
 
     def learngene(self) -> Learngene:
         """The learngene with its tensors as they are now, and the sizes that it was condensed for."""
         config = self.origin.config
         tensors = {_decode(key): t.detach().float().cpu().clone() for key, t in self.tensors.items()}
         return Learngene(type(config)(**{**vars(config), "condensed_for": self.sizes}), tensors)
+
+
+def _contexts(skeleton: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of a block's forward and of its recomputation, which comes when `functional_call` has taken the tensors back."""
+    tensors = (*skeleton.named_parameters(remove_duplicate=False), *skeleton.named_buffers(remove_duplicate=False))
+    return nullcontext(), _holding(skeleton, dict(tensors))
+
+
+@contextmanager
+def _holding(skeleton: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, these are the model's parameters and buffers."""
+    places: list[tuple[dict[str, Any], str, Tensor]] = []
+    for name, tensor in tensors.items():
+        path, _, attribute = name.rpartition(".")
+        module = skeleton.get_submodule(path)
+        places.append((module._parameters if attribute in module._parameters else module._buffers, attribute, tensor))
+    before = [owner[attribute] for owner, attribute, _ in places]
+    for owner, attribute, tensor in places:
+        owner[attribute] = tensor
+    try:
+        yield
+    finally:
+        for (owner, attribute, _), tensor in zip(places, before, strict=True):
+            owner[attribute] = tensor
 
 
 def _encode(key: str) -> str:

@@ -222,5 +222,5 @@ class LearngeneModel(BaseTuner):
         for layer in self.model.modules():  # before the first layer is unloaded
             if isinstance(layer, LearngeneLayer):
                 names = (layer.active_adapters if adapter_names is None else adapter_names) if merge else []
-                layer.check_has_weight(list(dict.fromkeys(layer.merged_adapters + names)))
+                layer.check_has_weight(list(dict.fromkeys([*layer.merged_adapters, *names])))
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)

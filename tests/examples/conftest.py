@@ -34,9 +34,10 @@ class Example:
 
     def launch(self, launcher, *arguments, **environment):
         """Run it in a new process, by `python -m <launcher>`."""
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]), **environment}
         return subprocess.run(
             [sys.executable, *(["-m", *launcher.split()] if launcher else []), self.path, *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]), **environment},
+            env={key: value for key, value in variables.items() if value is not None},
             capture_output=True,
             text=True,
             timeout=600,
@@ -54,19 +55,19 @@ def train_wave():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_digits():
-    """200 digits instead of 1,797: they are decoded anew in every run."""
-    digits = data._digits().select(range(200))
+def digits():
+    """200 digits instead of 1,797, because they are decoded in every run; and no search for garbage between models."""
+    few = data._digits().select(range(200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_digits", lambda: digits)
-        yield
+        patch.setattr(data, "_digits", lambda: few)
+        patch.setattr("accelerate.utils.memory.gc.collect", lambda: 0)
+        yield few
 
 
 @pytest.fixture(scope="session")
-def image_folder(few_digits, tmp_path_factory):
+def image_folder(digits, tmp_path_factory):
     """A folder of three folders of twelve gray images each, 8 x 8 pixels."""
     folder = tmp_path_factory.mktemp("images")
-    digits = data._digits()
     for label in (0, 1, 2):
         rows = [row for row in digits if row["label"] == label][:12]
         (folder / f"class-{label}").mkdir()

@@ -25,7 +25,7 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["dit", "sd3", "flux", "sana", "lumina2", "vit", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["dit", "sd3", "sana", "gpt2", "llama"])
 def test_a_size_computes_what_its_descendant_does(name):
     """Every size, of several depths and widths; also after a step of training, whatever the step did."""
     one = condensed(name, 2, 0.5)
@@ -112,14 +112,15 @@ def test_an_unknown_width_is_refused_with_the_way_out():
         ElasticModel(learngene("dit"), [{"layers": 4}])
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("name", ["dit", "vit"])
+def test_gradient_checkpointing_changes_no_gradient(name):
     gradients = []
     for checkpointing in (False, True):
-        elastic = ElasticModel(learngene("dit"), [{"num_layers": 4}]).train()
+        elastic = ElasticModel(learngene(name), [depth(name, 4)]).train()
         if checkpointing:
             elastic.enable_gradient_checkpointing()
         torch.manual_seed(0)
-        run(at(elastic, 0), ancestry("dit").inputs).square().mean().backward()
+        run(at(elastic, 0), ancestry(name).inputs).square().mean().backward()
         gradients.append([parameter.grad for parameter in elastic.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert (plain is None) == (recomputed is None)
