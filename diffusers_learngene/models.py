@@ -21,7 +21,7 @@ from .dit import disable_label_dropout_, tie_dit_embedders_
 
 # What is not part of a model's shape, or could make a library fetch or run code. Private keys ("_...") are neither.
 _NOT_SHAPE = {"architectures", "transformers_version", "dtype", "torch_dtype", "name_or_path", "task_specific_params"}
-_CODE = {"auto_map", "trust_remote_code", "quantization_config", "custom_pipelines"}
+_CODE = {"auto_map", "trust_remote_code", "quantization_config", "backbone", "use_pretrained_backbone"}
 _LABELS = {"id2label", "label2id"}  # free text
 
 _MAX_INTEGER = 2**31

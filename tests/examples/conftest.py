@@ -44,7 +44,7 @@ class Example:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def train_wave():
     return Example(
         "train_wave.py",
@@ -54,7 +54,7 @@ def train_wave():
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def digits():
     """200 digits instead of 1,797, because they are decoded in every run; and no search for garbage between models."""
     few = data._digits().select(range(200))
@@ -64,7 +64,7 @@ def digits():
         yield few
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def image_folder(digits, tmp_path_factory):
     """A folder of three folders of twelve gray images each, 8 x 8 pixels."""
     folder = tmp_path_factory.mktemp("images")
