@@ -96,7 +96,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     compare("--scaler_train_steps", type=int, default=50, help="of them, on the scalers alone")
     compare("--descend_scaler_learning_rate", type=float, default=1e-3)
     compare("--finetune_learning_rate", type=rate, default=3e-4, help="of whatever starts from trained weights")
-    compare("--num_samples", type=positive, default=300, help="for the Frechet distance")
+    compare("--num_samples", type=positive, default=200, help="for the Frechet distance")
     compare("--num_inference_steps", type=positive, default=20)
     compare("--guidance_scale", type=float, default=1.5)
     train = parser.add_argument_group("training").add_argument
@@ -124,7 +124,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(input_args)
     long = 4 if args.preset == "long" else 1
     args.ancestry_train_steps = args.ancestry_train_steps or 800 * long
-    args.max_train_steps = args.max_train_steps or 1200 * long
+    args.max_train_steps = args.max_train_steps or 1000 * long
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id.")
     if args.hub_token and "wandb" in args.report_to:
