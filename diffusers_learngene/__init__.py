@@ -8,7 +8,17 @@ which needs diffusers, is imported when it is first asked for.
 from typing import TYPE_CHECKING, Any
 
 from .integrations import register_peft_methods
-from .tuners import WAVEConfig, WAVEModel
+from .tuners import (
+    FINEConfig,
+    FINEModel,
+    WAVEConfig,
+    WAVEModel,
+    freeze_bank_,
+    get_scalers,
+    save_as_lora,
+    set_scalers_,
+    to_lora,
+)
 
 
 if TYPE_CHECKING:
@@ -16,7 +26,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Learngene", "LearngeneError", "WAVEConfig", "WAVEModel", "__version__"]
+__all__ = [
+    "FINEConfig",
+    "FINEModel",
+    "Learngene",
+    "LearngeneError",
+    "WAVEConfig",
+    "WAVEModel",
+    "__version__",
+    "freeze_bank_",
+    "get_scalers",
+    "save_as_lora",
+    "set_scalers_",
+    "to_lora",
+]
 
 register_peft_methods()
 

@@ -13,12 +13,11 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -29,14 +28,13 @@ from torch import Tensor, nn
 
 from .integrations import LearngenePeftType, learngene_config_class
 from .tuners.base_config import LearngeneConfig
+from .tuners.scalers import PREFIX, check_tensors
+from .tuners.weighted import WeightedSum
 
 
-__all__ = ["add_adapter", "load_adapter", "save_adapter"]
+__all__ = ["add_adapter", "add_weighted_adapter", "load_adapter", "save_adapter"]
 
 Model = TypeVar("Model", bound=nn.Module)
-
-# What PEFT puts before the names of a model's own tensors in a file.
-_PREFIX = "base_model.model."
 
 
 def add_adapter(model: Model, config: LearngeneConfig, adapter_name: str = "default") -> Model:
@@ -44,7 +42,7 @@ def add_adapter(model: Model, config: LearngeneConfig, adapter_name: str = "defa
 
     Args:
         model: any model; it keeps its class.
-        config: of the adapter, e.g. `WAVEConfig()`.
+        config: of the adapter, e.g. `WAVEConfig()` or `FINEConfig()`.
         adapter_name: a name that the model does not have yet.
 
     Returns:
@@ -54,6 +52,28 @@ def add_adapter(model: Model, config: LearngeneConfig, adapter_name: str = "defa
         ValueError: the name is taken or has a dot in it, or the config does not fit the model.
     """
     return _inject(model, config, adapter_name, low_cpu_mem_usage=False)
+
+
+def add_weighted_adapter(model: Model, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> Model:
+    """Add the weighted sum of adapters, exactly, as a new adapter, in place, and make it the active one.
+
+    Args:
+        model: with the adapters; it keeps its class.
+        adapters: names. They may have other targets and sizes; their modes have to be the same.
+        weights: one number each; the adapters' present scales count as well.
+        adapter_name: a name that the model does not have yet.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the name is taken or has a dot in it, or there is no such sum (`tuners.weighted.WeightedSum`).
+    """
+    _configs(model)  # refuses a PeftModel, which has this as a method
+    weighted = WeightedSum(model, adapters, weights)
+    _inject(model, weighted.config, adapter_name, low_cpu_mem_usage=False)
+    weighted.fill_(model, adapter_name)
+    return model
 
 
 def save_adapter(model: nn.Module, save_directory: str | os.PathLike, adapter_name: str = "default") -> None:
@@ -111,9 +131,9 @@ def load_adapter(
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
     skeleton = _inject(_skeleton(model), copy.deepcopy(config), adapter_name, low_cpu_mem_usage=True)
-    _check_tensors(path, tensors, _state_dict(skeleton, adapter_name))
+    check_tensors(path, tensors, _state_dict(skeleton, adapter_name))
     _inject(model, config, adapter_name, low_cpu_mem_usage=True)
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     set_peft_model_state_dict(model, tensors, adapter_name, low_cpu_mem_usage=True)
     return model
 
@@ -147,7 +167,7 @@ def _inject(model: Model, config: LearngeneConfig, adapter_name: str, low_cpu_me
 def _state_dict(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """The adapter's tensors under the names that PEFT gives them in a file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    return {_PREFIX + name: tensor for name, tensor in state.items()}
+    return {PREFIX + name: tensor for name, tensor in state.items()}
 
 
 def _skeleton(model: Model) -> Model:
@@ -194,14 +214,3 @@ def _read_config(path: str) -> LearngeneConfig:
     if unknown:
         raise ValueError(f"{path} has the unknown keys {sorted(unknown)}: a newer version may have written it.")
     return config_cls(**values)
-
-
-def _check_tensors(path: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        raise ValueError(f"{path} does not fit the model: missing {missing}, unexpected {unexpected}.")
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}.")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {name} holds values that are no finite floating-point numbers.")

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .blocks import find_stacks
-from .functional import wave
 from .layout import Layout, layout_of, parse_group_key
+from .methods import METHODS, Method
 from .models import check_config, empty_model, override_config
-from .tuners.base_config import check_numbers
+from .tuners.base_config import check_integer
 
 
 WEIGHTS = "model.safetensors"
@@ -45,22 +45,29 @@ class ArtefactConfig:
     Attributes:
         architecture: class name of the model in diffusers or transformers.
         base_config: config of the ancestry model.
-        template_pattern: [N, w1, w2] of every group's templates.
+        method: "wave" or "fine".
+        bank_sizes: size of every group's bank, as the method has it (`methods`): WAVE [N, w1, w2], FINE [r].
         widths: config overrides of every width that has its own size tensors; the first is {} (the ancestry's).
         condensed_for: config overrides of every size that was drawn while distilling; empty after the closed form.
         ancestry: Hub id of the ancestry model, if it has one.
-        method: "wave".
+        init_seed: seed from which the ancestry was initialised, if the bank makes only what training added to that.
         format_version: of this file layout.
     """
 
     architecture: str
     base_config: dict[str, Any]
-    template_pattern: dict[str, list[int]]
+    method: str
+    bank_sizes: dict[str, list[int]]
     widths: list[dict] = field(default_factory=lambda: [{}])
     condensed_for: list[dict] = field(default_factory=list)
     ancestry: str | None = None
-    method: str = "wave"
+    init_seed: int | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def factors(self) -> Method:
+        """What the method makes of banks and scalers."""
+        return METHODS[self.method]
 
     def override(self, overrides: dict) -> dict[str, Any]:
         """Config of the model of another size."""
@@ -74,21 +81,24 @@ class ArtefactConfig:
         """
         model = empty_model(self.architecture, base_config)
         stacks, modules = find_stacks(model), dict(model.named_modules())
-        for stack in {parse_group_key(key)[0] for key in self.template_pattern} & modules.keys() - {"", *stacks}:
+        for stack in {parse_group_key(key)[0] for key in self.bank_sizes} & modules.keys() - {"", *stacks}:
             raise ValueError(f"{stack!r} would have fewer than two blocks that share: the least depth is 2.")
-        return layout_of(model, list(self.template_pattern))
+        return layout_of(model, self.bank_sizes, self.factors)
 
     def shapes(self, layouts: list[Layout]) -> dict[str, list[int]]:
         """Shape of every tensor of the learngene, given the layout of every width."""
-        shapes = {f"templates.{key}": list(shape) for key, shape in self.template_pattern.items()}
+        shapes: dict[str, list[int]] = {}
+        for key, size in self.bank_sizes.items():
+            bank = self.factors.bank_shapes(size, [part.shape for part in layouts[0].parts(key)])
+            shapes |= {f"{name}.{key}": list(shape) for name, shape in bank.items()}
         for index, layout in enumerate(layouts):
             for key, entry in layout.entries.items():
-                shape = list(entry.shape)
-                if entry.group:
-                    num, *size = self.template_pattern[entry.group]
-                    shape = [num, *wave.grid(shape, size)]
-                lead = [] if key.startswith("shared.") else [len(entry.names)]
-                shapes[f"sizes.{index}.{key}"] = lead + shape
+                if layout.owns(key):
+                    shape = entry.shape
+                    if entry.group:
+                        shape = self.factors.scaler_shape(self.bank_sizes[entry.group], shape)
+                    lead = [] if key.startswith("shared.") else [len(entry.names)]
+                    shapes[f"sizes.{index}.{key}"] = [*lead, *shape]
         return shapes
 
 
@@ -154,14 +164,14 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
     values = json.loads(description)
     if not isinstance(values, dict):
         raise LearngeneError(f"its description is a {type(values).__name__}.")
-    for name, known in (("format_version", FORMAT_VERSION), ("method", "wave")):
+    for name, known in (("format_version", (FORMAT_VERSION,)), ("method", tuple(METHODS))):
         value = values.get(name)
-        if type(value) is not type(known) or value != known:
-            raise LearngeneError(f"{name}={value!r} is not {known!r}: update diffusers-learngene.")
+        if type(value) is not type(known[0]) or value not in known:
+            raise LearngeneError(f"{name}={value!r} is none of {known}: update diffusers-learngene.")
     names = {entry.name for entry in fields(ArtefactConfig)}
     if values.keys() != names:
         raise LearngeneError(f"the description lacks {names - values.keys()} and has {values.keys() - names}.")
-    kinds = {"architecture": str, "base_config": dict, "template_pattern": dict, "widths": list, "condensed_for": list}
+    kinds = {"architecture": str, "base_config": dict, "bank_sizes": dict, "widths": list, "condensed_for": list}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise LearngeneError(f"{name}={values[name]!r} must be a {kind.__name__}.")
@@ -169,12 +179,10 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
 
     if config.ancestry is not None and not (isinstance(config.ancestry, str) and _HUB_ID.fullmatch(config.ancestry)):
         raise LearngeneError(f"ancestry={config.ancestry!r} must be a Hub id or null.")
-    for key, size in config.template_pattern.items():
-        if not isinstance(size, list) or len(size) != 3:
-            raise LearngeneError(f"template_pattern[{key!r}]={size!r} must be [templates, height, width].")
-        check_numbers(f"template_pattern[{key!r}]", size)
-        if size[0] > size[1] * size[2]:
-            raise LearngeneError(f"template_pattern[{key!r}]={size!r} has more templates than numbers in one.")
+    if config.init_seed is not None:
+        check_integer("init_seed", config.init_seed, least=0, most=2**63 - 1)
+    for key, size in config.bank_sizes.items():
+        config.factors.check_size(f"bank_sizes[{key!r}]", size)
 
     stored = {key.split(".")[1] for key in shapes if key.startswith("sizes.")}
     if not config.widths or config.widths[0] != {} or stored != set(map(str, range(len(config.widths)))):
@@ -195,9 +203,9 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
 def _check_shapes(config: ArtefactConfig, found: Mapping[str, list[int]]) -> None:
     """Compare the tensors of a file with those of the models that its config describes."""
     layouts = [config.layout(config.override(overrides)) for overrides in config.widths]
-    unused = set(config.template_pattern) - {entry.group for layout in layouts for entry in layout.entries.values()}
-    if unused:
-        raise LearngeneError(f"template_pattern names {sorted(unused)}, which {config.architecture} has not.")
+    for layout in layouts:
+        if unused := set(config.bank_sizes) - {entry.group for entry in layout.entries.values()}:
+            raise LearngeneError(f"bank_sizes names {sorted(unused)}, which {config.architecture} has not.")
     expected = config.shapes(layouts)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:

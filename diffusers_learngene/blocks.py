@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -59,6 +60,12 @@ class Group:
         """Shapes that one layer brings to the group (three for fused q, k, v)."""
         first = self.matrices[0].layer
         return [matrix.shape for matrix in self.matrices if matrix.layer == first]
+
+    @property
+    def offsets(self) -> list[int]:
+        """Of every matrix, the rows before it in the fused matrix of its layer."""
+        rows = [0, *accumulate(m1 for m1, _ in self.shapes)]
+        return rows[:-1] * self.num_layers
 
     @property
     def num_layers(self) -> int:

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ancestry model's tensors -> templates and size tensors, in closed form: the start of condensing.
+"""An ancestry model's tensors -> bank and size tensors, in closed form: the start of condensing.
 
-The truncated SVD (`functional.wave.factorize`) is the best approximation of the *weights*, and a bad one of the
-*model*: trained weights are mostly their random initialisation, of which layers share nothing, so the optimum is a
-mean of functions that none of the layers computes. Whole layers are worse in the weights and better in the model: the
-templates hold as many layers as fit (two, with the default number of templates), each layer starts as the nearest of
-them, and templates that are left over approximate what is missing. On the digits, distillation from there reached in
-200 steps what it took 400 to reach from the SVD (one seed). Both are exact once there are templates enough.
+fit       an approximation of the weights: WAVE's least-squares fit is a truncated SVD over tiles; FINE's components
+          are the largest of all layers' SVDs. Trained weights are mostly their random initialisation, of which layers
+          share nothing: WAVE's optimum is a mean of functions that no layer computes, while FINE's keeps of every
+          layer what that does most of.
+layers    as many whole layers as the bank holds, each layer starting as the nearest of them, and what is left over of
+          the bank approximating what is missing.
+random    nothing of the ancestry's matrices: the papers' own start, for training without an ancestry.
+
+Which is the better start was measured on the digits (one seed): WAVE's distillation from "layers" reached in 200
+steps what took 400 from "fit"; FINE's from "fit" reached in 50 what took more than 200 from "layers". These are the
+defaults. Both are exact once the bank is large enough. Where the seed is known from which the ancestry was
+initialised, `init_seed` fits what training *added* to the initialisation, which is much smaller.
 """
 
 import copy
+from typing import get_args
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -17,57 +24,76 @@ from torch import Tensor, nn
 
 from . import blocks
 from .functional import wave
+from .initializers.scratch import scratch
 from .layout import Entry, Layout, layout_of, stack
+from .methods import Bank, Start, method_of
 from .models import tensors_of
-from .tuners.wave import WAVEConfig
+from .tuners.base_config import LearngeneConfig, check_choice
 
 
 def closed_form(
-    model: nn.Module, config: WAVEConfig, *, whole_layers: bool = True
-) -> tuple[dict[str, list[int]], dict[str, Tensor], dict[str, Tensor]]:
-    """Templates and size tensors of a model.
+    model: nn.Module,
+    config: LearngeneConfig,
+    *,
+    start: Start | None = None,
+    init_seed: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, list[int]], dict[str, Bank], dict[str, Tensor]]:
+    """Bank and size tensors of a model.
 
     Args:
-        whole_layers: start from as many whole layers as fit; False, or where none fits: the SVD alone.
+        start: see the top of this file; default: the method's better one.
+        init_seed: fit W - W_init, where W_init are the weights that `initializers.scratch` draws from that seed.
+        seed: of a random start.
 
     Returns:
-        [N, w1, w2] by group, templates (N, w1, w2) by group, and the stacked size tensors by layout key.
+        Size of its bank by group, banks by group, and the stacked size tensors by layout key.
 
     Raises:
-        ValueError: no repeated blocks, no target matched, or templates that do not fit a group.
+        ValueError: no repeated blocks, no target matched, or a bank that does not fit a group.
     """
+    method = method_of(config)
+    start = method.best_start if start is None else start
+    check_choice("start", start, get_args(Start))
     config = copy.copy(config)
     config.mode = "generate"
     groups = _target_groups(model, config)
-    pattern = {group.key: list(config.size_of(group)) for group in groups}
-    layout = layout_of(model, list(pattern))
-    tensors = tensors_of(model)
+    sizes = {group.key: list(config.size_of(group)) for group in groups}
+    layout = layout_of(model, sizes, method)
+    tensors, init = tensors_of(model), {}
+    if init_seed is not None:
+        init = tensors_of(scratch(model, {}, seed=init_seed).to(next(model.parameters()).device))
 
-    held = min(pattern[g.key][0] // _tiles_per_layer(g, pattern[g.key][1:]) for g in groups) if whole_layers else 0
-    complete = all(pattern[g.key][0] == held * _tiles_per_layer(g, pattern[g.key][1:]) for g in groups)
+    holds = {group.key: method.layers_held(sizes[group.key], group.shapes) for group in groups}
+    held = min(count for count, _ in holds.values()) if start == "layers" else 0
+    full = all(count == held and filled for count, filled in holds.values())
     chosen = {name: wave.spread(min(held, depth), depth) for name, depth in layout.depths.items()}
 
-    templates: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    bank: dict[str, Bank] = {}
     scalers: dict[str, Tensor] = {}
     for group in groups:
-        count, *size = pattern[group.key]
-        entries = {key: entry for key, entry in layout.entries.items() if entry.group == group.key}
-        weights = [_matrices(entry, tensors) for entry in entries.values()]
-        members = list(next(iter(entries.values())).names)
+        parts = layout.parts(group.key)
+        weights = [_matrices(entry, tensors) for entry in parts]
+        if init:
+            weights = [weight - _matrices(entry, init) for weight, entry in zip(weights, parts, strict=True)]
+        members = list(parts[0].names)
         layers = sorted({_position(members, layer) for layer in chosen[group.matrices[0].stack]})
-        if layers and (complete or count < _full_rank(group, size)):
-            coefficients, templates[group.key] = wave.repeat_layers(weights, layers, size, count)
+        if start == "random":
+            zero = not any(weight.any() for weight in weights)  # as DiT's own initialisation leaves adaLN
+            made = method.random(len(members), sizes[group.key], group.shapes, zero, generator)
         else:
-            coefficients, templates[group.key] = wave.factorize(weights, size, count)
-        scalers |= dict(zip(entries, coefficients, strict=True))
+            made = method.start(weights, sizes[group.key], layers, full)
+        coefficients, bank[group.key] = made
+        scalers |= dict(zip(dict.fromkeys(entry.scaler or "" for entry in parts), coefficients, strict=True))
 
     own = stack(model, layout, scalers)
-    if held and complete:  # the weights of a layer are those of another, so its biases and norms are
+    if held and full:  # the weights of a layer are those of another, so its biases and norms are
         own |= {key: _as_chosen(value, key, layout, chosen) for key, value in own.items() if key.startswith("layers.")}
-    return pattern, templates, own
+    return sizes, bank, own
 
 
-def _target_groups(model: nn.Module, config: WAVEConfig) -> list[blocks.Group]:
+def _target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Group]:
     """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again."""
     if config.layers_to_transform is not None:
         raise ValueError(f"layers_to_transform={config.layers_to_transform}: a learngene is made of all layers.")
@@ -89,20 +115,8 @@ def _target_groups(model: nn.Module, config: WAVEConfig) -> list[blocks.Group]:
     for group in groups:
         if left := [matrix.name for matrix in group.matrices if matrix not in chosen]:
             raise ValueError(f"target_modules leaves out {left[0]} of {group.key}: target all of its layers, or none.")
-    if unknown := set(config.template_pattern or ()) - {group.key for group in groups}:
-        raise ValueError(
-            f"template_pattern names {sorted(unknown)}; the groups are {[group.key for group in groups]}."
-        )
+    config.check_groups(groups)
     return groups
-
-
-def _tiles_per_layer(group: blocks.Group, template_size: list[int]) -> int:
-    return sum(a * b for a, b in (wave.grid(shape, template_size) for shape in group.shapes))
-
-
-def _full_rank(group: blocks.Group, template_size: list[int]) -> int:
-    """As many templates as a group can use, from which on the SVD is exact."""
-    return min(group.num_layers * _tiles_per_layer(group, template_size), template_size[0] * template_size[1])
 
 
 def _matrices(entry: Entry, tensors: dict[str, Tensor]) -> Tensor:

@@ -1,56 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model whose matrices are generated, made of templates and size tensors: what descending comes down to."""
+"""A model whose matrices are generated, made of a bank and size tensors: what descending comes down to."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
+from .artefact import ArtefactConfig
 from .blocks import group_modules
 from .layout import Layout
+from .methods import Bank
 from .models import empty_model
 from .tuners.base_model import shared_groups
-from .tuners.wave import WAVEConfig
 
 
 def generated_model(
-    architecture: str,
+    description: ArtefactConfig,
     config: dict,
-    template_pattern: dict[str, list[int]],
     layout: Layout,
-    tensors: dict[str, Tensor],
-    templates: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    bank: Mapping[str, Bank],
+    origin: Mapping[str, Tensor] | None = None,
 ) -> PeftModel:
-    """A PeftModel (mode="generate") with these tensors; nothing dense is ever allocated for the factored matrices.
+    """A PeftModel with these tensors; nothing dense is ever allocated for the factored matrices (mode="generate").
 
     Scalers, and biases and norms of the blocks, are trainable.
+
+    Args:
+        config: of the base model.
+        layout: of the base model; `tensors` and `bank` are of its size.
+        origin: weights, by name, that the factored matrices are added to (mode="add") instead of replacing them.
     """
-    model = empty_model(architecture, config)
+    method, sizes = description.factors, description.bank_sizes
+    model = empty_model(description.architecture, config)
     factored = [entry for entry in layout.entries.values() if entry.group]
     group_of = {name.removesuffix(".weight"): e.group or "" for e in factored for name in e.names.values()}
-    fused = any("+" in key for key in template_pattern)
+    fused = any("+" in key for key in sizes)
     # A group's key counts variants of a role among the targets, which are the matrices of all layers in a learngene.
-    pattern = {g.key: template_pattern[group_of[g.matrices[0].name]] for g in group_modules(model, group_of, fused)}
-    adapter = WAVEConfig(mode="generate", target_modules=list(group_of), template_pattern=pattern, share_qkv=fused)
+    pattern = {g.key: sizes[group_of[g.matrices[0].name]] for g in group_modules(model, group_of, fused)}
+    adapter = method.config(pattern, list(group_of), fused, "generate" if origin is None else "add")
     peft_model = get_peft_model(model, adapter, low_cpu_mem_usage=True)
 
+    prefix = f"learngene_{method.name}"
     state: dict[str, Tensor] = {}
     for group in shared_groups(model).values():
         owner = next(iter(group.layers))
-        state[f"{owner}.learngene_wave_bank.default.templates"] = templates[group_of[owner]].clone()
+        for name, tensor in bank[group_of[owner]].items():
+            state[f"{owner}.{prefix}_bank.default.{name}"] = tensor.detach().clone()
     trainable = set()
     for key, entry in layout.entries.items():
         shared = key.startswith("shared.")
-        slices = [tensors[key]] if shared else tensors[key].unbind()
-        for name, tensor in zip(entry.names.values(), slices, strict=True):
+        own: Sequence[Tensor | None] = [None] * len(entry.names)  # k and v, whose scaler is q's
+        if layout.owns(key):
+            own = [tensors[key]] if shared else list(tensors[key].unbind())
+        for name, part in zip(entry.names.values(), own, strict=True):
             path, _, attribute = name.rpartition(".")
             if entry.group:
-                state[f"{path}.base_layer.weight"] = torch.empty(0)  # dropped, but no longer a meta tensor
-                name = f"{path}.learngene_wave_scaler.default.weight"
+                # Dropped when it is generated, but then no longer a meta tensor.
+                state[f"{path}.base_layer.weight"] = torch.empty(0) if origin is None else origin[name].clone()
+                name = f"{path}.{prefix}_{method.scaler_name}.default.weight"
             elif hasattr(model.get_submodule(path), "base_layer"):
                 name = f"{path}.base_layer.{attribute}"
-            state[name] = tensor.detach().clone()
-            if entry.group or (tensor.ndim == 1 and not shared):
-                trainable.add(name)
+            if part is not None:
+                state[name] = part.detach().clone()
+                if entry.group or (part.ndim == 1 and not shared):
+                    trainable.add(name)
     model.load_state_dict(state, strict=False, assign=True)
     if hasattr(model, "tie_weights"):
         model.tie_weights()

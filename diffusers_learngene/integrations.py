@@ -20,6 +20,7 @@ class LearngenePeftType(str, Enum):  # noqa: UP042 (StrEnum would be equal; PEFT
     """PEFT types of this package. The long names keep clear of PEFT's own, present (`WAVEFT`) and future."""
 
     LEARNGENE_WAVE = "LEARNGENE_WAVE"
+    LEARNGENE_FINE = "LEARNGENE_FINE"
 
     @property
     def prefix(self) -> str:
@@ -33,19 +34,26 @@ def register_peft_methods() -> None:
     Raises:
         KeyError: another package has registered one of our names.
     """
+    from .tuners.fine import FINEConfig, FINEModel
     from .tuners.wave import WAVEConfig, WAVEModel
 
-    for peft_type, config, model in ((LearngenePeftType.LEARNGENE_WAVE, WAVEConfig, WAVEModel),):
-        tables: tuple[tuple[dict, object], ...] = (
+    entries = [
+        (table, peft_type, entry)
+        for peft_type, config, model in (
+            (LearngenePeftType.LEARNGENE_WAVE, WAVEConfig, WAVEModel),
+            (LearngenePeftType.LEARNGENE_FINE, FINEConfig, FINEModel),
+        )
+        for table, entry in (
             (PEFT_TYPE_TO_CONFIG_MAPPING, config),
             (PEFT_TYPE_TO_TUNER_MAPPING, model),
             (PEFT_TYPE_TO_PREFIX_MAPPING, peft_type.prefix),
         )
-        for table, entry in tables:
-            if table.get(peft_type, entry) != entry:
-                raise KeyError(f"The PEFT method {peft_type.value} is already registered as {table[peft_type]!r}.")
-        for table, entry in tables:
-            table[peft_type] = entry
+    ]
+    for table, peft_type, entry in entries:
+        if table.get(peft_type, entry) != entry:
+            raise KeyError(f"The PEFT method {peft_type.value} is already registered as {table[peft_type]!r}.")
+    for table, peft_type, entry in entries:
+        table[peft_type] = entry
 
 
 def learngene_config_class(peft_type: str) -> "type[LearngeneConfig] | None":

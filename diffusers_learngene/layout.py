@@ -3,16 +3,16 @@
 
 A `Layout` sorts the tensors of a model into three kinds. The layers of each kind are stacked along axis 0:
 
-    scalers.<stack>.*.<role>    coefficients of a factored matrix, (L, N, a, b): with the templates they make W
+    scalers.<stack>.*.<role>    scalers of a factored matrix, (L, ...): with the bank of its group they make W
     layers.<stack>.*.<path>     every other tensor of a block (biases, norms, matrices that do not recur), (L, ...)
     shared.<name>               depth-agnostic tensors: embedders, position tables, the final layer
 
 Going to another depth is then an index along axis 0 (`relative_layers`) and a gain on the residual outputs; going to
-another width maps channels (`functional.resize`) and refits the scalers. All of it is differentiable in the tensors,
-so that training can draw a size at random and train through it.
+another width maps channels (`functional.resize`), of a factored matrix in the bank or in the scalers, as the method
+has it. All of it is differentiable in the tensors, so that training can draw a size at random and train through it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import blocks
-from .functional import resize, wave
+from .functional import resize
+from .methods import Bank, Method
 from .models import tensors_of
 
 
@@ -30,7 +31,9 @@ class Entry:
 
     shape: tuple[int, ...]
     names: dict[int, str]
-    group: str | None = None  # key of the templates that a factored matrix is made of
+    group: str | None = None  # key of the bank that a factored matrix is made of
+    offset: int = 0  # of a factored matrix: rows before it in the fused one of its group
+    scaler: str | None = None  # of a factored matrix: key of its scalers, another entry's if the two share them
     input_axis: int | None = None  # axis that is summed over, rescaled when the width changes
     output: bool = False  # ends a residual branch: scaled when the depth changes
     module: nn.Module | None = None  # the layer of a factored matrix, which knows how it stores W
@@ -38,11 +41,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Stacked tensors by key, and the depth of every stack."""
+    """Stacked tensors by key, the depth of every stack, and the method by which matrices are factored, if any are."""
 
     entries: dict[str, Entry]
     depths: dict[str, int]
     stack_of: dict[str, str] = field(default_factory=dict)
+    method: Method | None = None
+
+    def parts(self, group: str) -> list[Entry]:
+        """The matrices that make up the fused one of a group, top to bottom."""
+        return sorted((e for e in self.entries.values() if e.group == group), key=lambda entry: entry.offset)
+
+    def owns(self, key: str) -> bool:
+        """Whether an entry has a tensor of its own (k and v may share q's)."""
+        return self.entries[key].scaler in (None, key)
 
 
 def parse_group_key(key: str) -> tuple[str, list[str]]:
@@ -53,8 +65,8 @@ def parse_group_key(key: str) -> tuple[str, list[str]]:
     return stack, [first, *(f"{parent}.{other}" if parent else other for other in others)]
 
 
-def layout_of(model: nn.Module, group_keys: list[str]) -> Layout:
-    """Sort the tensors of a model (meta tensors will do); the matrices of `group_keys` are the factored ones."""
+def layout_of(model: nn.Module, group_keys: Collection[str] = (), method: Method | None = None) -> Layout:
+    """Sort the tensors of a model (meta tensors will do); the matrices of `group_keys` are factored by a method."""
     stacks = blocks.find_stacks(model)
     depths = {stack: len(list(module.children())) for stack, module in stacks.items()}
     groups = _factored(model, group_keys)
@@ -74,15 +86,17 @@ def layout_of(model: nn.Module, group_keys: list[str]) -> Layout:
         stack, layer, path = place
         output = attribute in ("weight", "bias") and module_path in outputs
         if attribute == "weight" and module_path in groups:
-            matrix, group = groups[module_path]
-            key = _variant(f"scalers.{stack}.*.{matrix.role}", matrix.shape, entries)
-            entry = Entry(matrix.shape, {}, group, 1, output, module)
+            matrix, group, offset = groups[module_path]
+            key = _variant(f"scalers.{stack}.*.{matrix.role}", (matrix.shape, group), entries)
+            first = next((k for k, e in entries.items() if e.group == group), key)
+            scaler = first if method and method.shares_scaler else key
+            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, output, module)
         else:
-            key = _variant(f"layers.{stack}.*.{path}", tuple(tensor.shape), entries)
+            key = _variant(f"layers.{stack}.*.{path}", (tuple(tensor.shape), None), entries)
             entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis, output=output)
         entries.setdefault(key, entry).names[layer] = name
         stack_of[key] = stack
-    return Layout(entries, depths, stack_of)
+    return Layout(entries, depths, stack_of, method)
 
 
 def _place(name: str, stack: str) -> tuple[str, int, str]:
@@ -90,25 +104,25 @@ def _place(name: str, stack: str) -> tuple[str, int, str]:
     return stack, int(layer), path
 
 
-def _variant(key: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> str:
-    """`key`, or "key#2", ... when that key is taken by tensors of another shape."""
+def _variant(key: str, kind: tuple[tuple[int, ...], str | None], entries: Mapping[str, Entry]) -> str:
+    """`key`, or "key#2", ... when that key is taken by tensors of another kind: another shape, or another group."""
     candidate, count = key, 1
-    while candidate in entries and entries[candidate].shape != shape:
+    while candidate in entries and (entries[candidate].shape, entries[candidate].group) != kind:
         count += 1
         candidate = f"{key}#{count}"
     return candidate
 
 
-def _factored(model: nn.Module, group_keys: list[str]) -> dict[str, tuple[blocks.Matrix, str]]:
-    """Matrix and group key, by module path, of the matrices that the groups name."""
+def _factored(model: nn.Module, group_keys: Collection[str]) -> dict[str, tuple[blocks.Matrix, str, int]]:
+    """Matrix, group key and offset in its group, by module path, of the matrices that the groups name."""
     roles = {(stack, role) for key in group_keys for stack, names in [parse_group_key(key)] for role in names}
     chosen = [matrix for matrix in blocks.find_matrices(model) if (matrix.stack, matrix.role) in roles]
     share_qkv = any("+" in key for key in group_keys)
     return {
-        matrix.name: (matrix, group.key)
+        matrix.name: (matrix, group.key, offset)
         for group in blocks.group_matrices(chosen, share_qkv)
         if group.key in group_keys
-        for matrix in group.matrices
+        for matrix, offset in zip(group.matrices, group.offsets, strict=True)
     }
 
 
@@ -131,68 +145,114 @@ def _input_axis(module: nn.Module) -> int | None:
     return 1 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
 
 
-def stack(model: nn.Module, layout: Layout, scalers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Collect the tensors of a model in stacked form; the factored matrices are given as `scalers` by key."""
+def stack(model: nn.Module, layout: Layout, scalers: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Collect the tensors of a model in stacked form; those of factored matrices are given as `scalers` by key."""
     tensors = tensors_of(model)
-    return {
-        key: scalers[key]
-        if entry.group
-        else tensors[entry.names[0]].detach().float().clone()
-        if key.startswith("shared.")
-        else torch.stack([tensors[name].detach().float() for name in entry.names.values()])
-        for key, entry in layout.entries.items()
-    }
+    stacked = dict(scalers or {})
+    for key, entry in layout.entries.items():
+        if key.startswith("shared."):
+            stacked[key] = tensors[entry.names[0]].detach().float().clone()
+        elif not entry.group:
+            stacked[key] = torch.stack([tensors[name].detach().float() for name in entry.names.values()])
+    return stacked
 
 
-def unstack(tensors: Mapping[str, Tensor], layout: Layout, templates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The plain state of a model, name -> tensor, every factored matrix composed; differentiable in both arguments."""
+def unstack(
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    bank: Mapping[str, Bank] | None = None,
+    origin: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The plain state of a model, name -> tensor, every factored matrix composed; differentiable in all arguments.
+
+    Args:
+        bank: by group, at the width of the layout; none where nothing is factored.
+        origin: by name, what the factored matrices are added to; default: zero.
+    """
     state = {}
     for key, entry in layout.entries.items():
         if key.startswith("shared."):
             state[entry.names[0]] = tensors[key]
             continue
-        stacked = tensors[key]
-        if entry.group and entry.module:
-            stacked = blocks.matrix_to_weight(
-                wave.compose(stacked, templates[entry.group], shape=entry.shape), entry.module
-            )
+        stacked = tensors[entry.scaler or key]
+        if entry.group and entry.module and layout.method and bank:
+            stacked = layout.method.compose(stacked, bank[entry.group], entry.shape, entry.offset)
+            stacked = blocks.matrix_to_weight(stacked, entry.module)
+            if origin:
+                stacked = stacked + torch.stack([origin[name] for name in entry.names.values()])
         state.update(zip(entry.names.values(), stacked.unbind(), strict=True))
     return state
 
 
 def resize_tensors(
-    tensors: Mapping[str, Tensor], source: Layout, target: Layout, templates: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor],
+    source: Layout,
+    target: Layout,
+    bank: Mapping[str, Bank] | None = None,
+    how: resize.DepthInit = "nearest",
 ) -> dict[str, Tensor]:
     """Stacked tensors of one layout -> those of another depth and width (module docstring).
 
-    Same width: an index and a gain per tensor. Another width: dense weights are resized and the scalers refitted to
-    the templates by least squares, exact where whole tiles are kept or repeated.
+    Same width: an index and a gain per tensor. Another width: channels are mapped, and scalers as their method has it.
+
+    Args:
+        bank: by group, at the width of the source; none where nothing is factored.
+        how: scalers of another depth are made (`resize.resize_depth`); all other tensors are selected.
 
     Raises:
         ValueError: the target has a tensor that the source lacks, or an axis changes that is not a width.
     """
+    matches, resized = _width_map(source, target)
+    result = {}
+    for key, entry in target.entries.items():
+        if not target.owns(key):
+            continue
+        origin = source.entries[matches[key]]
+        value = tensors[matches[key]]
+        if not key.startswith("shared."):
+            if entry.group and how != "nearest":
+                value = resize.resize_depth(value, len(entry.names), how)
+            else:
+                value = value[_layer_index(key, source, target, origin, entry)]
+            if entry.output:
+                depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
+                value = value * resize.residual_gain(*depth)
+        if origin.shape != entry.shape:
+            if entry.group and source.method and bank:
+                value = source.method.resize_scaler(value, bank[entry.group], origin.shape, entry.shape, resized)
+            else:
+                value = resized(value, entry.shape, entry.input_axis)
+        result[key] = value
+    return result
+
+
+def resize_bank(bank: Mapping[str, Bank], source: Layout, target: Layout) -> dict[str, Bank]:
+    """The bank of every group at the width of another layout; differentiable.
+
+    Raises:
+        ValueError: as `resize_tensors`.
+    """
+    _, resized = _width_map(source, target)
+    result = {}
+    for key, own in bank.items():
+        shapes, targets = ([part.shape for part in layout.parts(key)] for layout in (source, target))
+        if source.method and shapes != targets:
+            own = source.method.resize_bank(own, shapes, targets, resized)
+        result[key] = own
+    return result
+
+
+def _width_map(
+    source: Layout, target: Layout
+) -> tuple[dict[str, str], Callable[[Tensor, tuple[int, ...], int | None], Tensor]]:
+    """Source key of every target key, and how a tensor is brought to a shape of the target."""
     matches = match(source, target) or _match_variants(source, target)
     axes = {
         key: list(zip(source.entries[matches[key]].shape, entry.shape, strict=True))
         for key, entry in target.entries.items()
     }
     runs = _runs(axes, target)
-    result = {}
-    for key, entry in target.entries.items():
-        origin = source.entries[matches[key]]
-        value = tensors[matches[key]]
-        if not key.startswith("shared."):
-            value = value[_layer_index(key, source, target, origin, entry)]
-            if entry.output:
-                depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
-                value = value * resize.residual_gain(*depth)
-        if origin.shape != entry.shape:
-            bank = templates[entry.group] if entry.group else None
-            dense = value if bank is None else wave.compose(value, bank, shape=origin.shape)
-            value = resize.resize(dense, entry.shape, runs, entry.input_axis)
-            value = value if bank is None else wave.fit_scaler(value, bank)
-        result[key] = value
-    return result
+    return matches, lambda tensor, shape, input_axis: resize.resize(tensor, shape, runs, input_axis)
 
 
 def _runs(axes: Mapping[str, list[tuple[int, int]]], target: Layout) -> dict[tuple[int, int], int]:
@@ -208,8 +268,8 @@ def _runs(axes: Mapping[str, list[tuple[int, int]]], target: Layout) -> dict[tup
 
 def match(source: Layout, target: Layout) -> dict[str, str] | None:
     """Source key of every target key, of the same role and shape; None unless all have one (another width)."""
-    own = {(_role(key), entry.shape): key for key, entry in reversed(source.entries.items())}
-    wanted = {key: (_role(key), entry.shape) for key, entry in target.entries.items()}
+    own = {(_role(key), entry.shape, entry.group): key for key, entry in reversed(source.entries.items())}
+    wanted = {key: (_role(key), entry.shape, entry.group) for key, entry in target.entries.items()}
     return {key: own[kind] for key, kind in wanted.items()} if own.keys() >= set(wanted.values()) else None
 
 

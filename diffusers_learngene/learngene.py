@@ -5,8 +5,8 @@
     save / push   model.safetensors + config.json + README.md: data only
     descend       learngene -> a descendant of another size: a PeftModel whose weights are generated
 
-The file holds the templates of every group once, and for every *width* that it was condensed for one set of size
-tensors (`layout.Layout`: scalers, biases, norms, embedders), kept at the depth of the ancestry. A depth needs no
+The file holds the bank of every group once (`methods`), and for every *width* that it was condensed for one set of
+size tensors (`layout.Layout`: scalers, biases, norms, embedders), kept at the depth of the ancestry. A depth needs no
 tensors of its own: layers are selected by relative depth. (A width does: DiT's fixed sine-cosine position table is
 another one at every width, so embedders and scalers of a narrower model cannot be a cut-out of the wider one's; and
 the paper's scalers are per target size.) The description of the file is in the metadata of the safetensors file
@@ -18,21 +18,25 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from torch import Tensor, nn
 
 from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, hub_id, read_artefact, write, write_artefact
+from .cards import card_images, model_card
 from .closed_form import closed_form
+from .functional.resize import DepthInit
 from .generated import generated_model
-from .layout import Layout, layout_of, match, resize_tensors
-from .models import empty_model, model_config, prepare_ancestry_, sizes_of, tensors_of
+from .initializers.scratch import scratch
+from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
+from .methods import Bank, Start, method_of
+from .models import empty_model, model_config, prepare_ancestry_, tensors_of
+from .tuners.base_config import LearngeneConfig
 from .tuners.wave import WAVEConfig
 
 
@@ -44,7 +48,7 @@ _logger = logging.getLogger(__name__)
 class Learngene(
     ModelHubMixin, library_name="diffusers-learngene", tags=["learngene", "safetensors"], license="apache-2.0"
 ):
-    """A learngene: `config` and the tensors, "templates.<group>" and "sizes.<width>.<layout key>", in fp32 on the CPU.
+    """A learngene: `config` and tensors in fp32 on the CPU, "<bank tensor>.<group>" and "sizes.<width>.<layout key>".
 
     Make one with `condense` or `from_pretrained`. What is set in `card` (results, images, training, license, repo_id,
     ...) goes into the model card; images are paths of PNG files, and are copied beside it.
@@ -59,22 +63,28 @@ class Learngene(
     def condense(
         cls,
         model: nn.Module,
-        config: WAVEConfig | None = None,
+        config: LearngeneConfig | None = None,
         *,
         widths: Sequence[dict] = (),
-        whole_layers: bool = True,
+        start: Start | None = None,
+        init_seed: int | None = None,
+        seed: int = 0,
         ancestry: str | None = None,
     ) -> "Learngene":
         """Condense an ancestry model in closed form: seconds, no data.
 
-        Unless there are templates enough to be exact, this is a poor model; it is the *start* of a distillation
+        Unless the bank is large enough to be exact, this is a poor model; it is the *start* of a distillation
         (`training.condensing`), which it shortens.
 
         Args:
             model: any diffusers / transformers model with repeated blocks. (A DiT's embedders are tied in place.)
-            config: templates' size and number, target modules; always taken as mode="generate". Default: its defaults.
+            config: the method, sizes of its banks, target modules; always taken as mode="generate". Default: WAVE's.
             widths: config overrides, such as {"num_attention_heads": 2}, of widths that get size tensors of their own.
-            whole_layers: start from whole layers of the ancestry; False: from the truncated SVD (see `closed_form`).
+            start: "layers", from whole layers of the ancestry; "fit", an approximation of all; "random". Default: the
+                method's better one (`closed_form`).
+            init_seed: where the ancestry was initialised by `initializers.scratch` from a known seed, condense only
+                what training added to that. Much closer, but descendants carry the initialisation, frozen and dense.
+            seed: of a random start.
             ancestry: Hub id to credit in the card; anything else, such as a folder, is not recorded.
 
         Raises:
@@ -88,12 +98,16 @@ class Learngene(
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
         prepare_ancestry_(model)
-        pattern, templates, own = closed_form(model, config or WAVEConfig(), whole_layers=whole_layers)
-        tensors = {f"templates.{key}": value for key, value in templates.items()}
+        config = config or WAVEConfig()
+        method = method_of(config)
+        sizes, bank, own = closed_form(model, config, start=start, init_seed=init_seed, seed=seed)
+        tensors = {f"{name}.{key}": value for key, tensors in bank.items() for name, value in tensors.items()}
         tensors |= {f"sizes.0.{key}": value for key, value in own.items()}
-        description = ArtefactConfig(type(model).__name__, base_config, pattern, ancestry=hub_id(ancestry))
+        description = ArtefactConfig(
+            type(model).__name__, base_config, method.name, sizes, ancestry=hub_id(ancestry), init_seed=init_seed
+        )
         learngene = cls(description, {key: value.cpu() for key, value in tensors.items()})
-        learngene._check_layout(layout_of(model, list(pattern)))
+        learngene._check_layout(layout_of(model, sizes, method))
         for overrides in widths:
             learngene._add_width(overrides)
         return learngene
@@ -112,15 +126,16 @@ class Learngene(
         target = self.layout(self.config.override(overrides))
         if self.width_of(target) is not None:
             return
-        resized = resize_tensors(self.size_tensors(0), self.layouts[0], target, self.templates)
+        resized = resize_tensors(self.size_tensors(0), self.layouts[0], target, self.bank)
         self.tensors |= {f"sizes.{len(self.layouts)}.{key}": value.clone() for key, value in resized.items()}
         self.config.widths.append(dict(overrides))
         self.layouts.append(target)
 
     @property
-    def templates(self) -> dict[str, Tensor]:
-        """Templates (N, w1, w2) by group key."""
-        return {key.removeprefix("templates."): t for key, t in self.tensors.items() if key.startswith("templates.")}
+    def bank(self) -> dict[str, Bank]:
+        """Tensors that layers share, by group and name, at the width of the ancestry."""
+        names = self.config.factors.bank_tensors
+        return {key: {name: self.tensors[f"{name}.{key}"] for name in names} for key in self.config.bank_sizes}
 
     def size_tensors(self, width: int) -> dict[str, Tensor]:
         """Size tensors of the width of that index in `config.widths`, by layout key."""
@@ -156,31 +171,57 @@ class Learngene(
         model = empty_model(self.config.architecture, self.config.base_config)
         return sum(tensor.numel() for tensor in tensors_of(model).values())
 
-    def size_state(self, overrides: dict) -> tuple[dict, Layout, dict[str, Tensor]]:
-        """Config, layout and size tensors of the descendant with these config overrides; differentiable."""
-        config = self.config.override(overrides)
-        target = self.layout(config)
-        source = self.width_of(target) or 0
-        return config, target, resize_tensors(self.size_tensors(source), self.layouts[source], target, self.templates)
+    def with_tensors(self, tensors: dict[str, Tensor]) -> "Learngene":
+        """The learngene that other tensors make, of the same keys and shapes."""
+        other = Learngene(self.config, tensors)
+        other.layouts = self.layouts
+        return other
 
-    def descend(self, **overrides: object) -> PeftModel:
-        """A descendant of another size, ready to use: its weights are generated from the templates.
+    def tensors_at(self, target: Layout, how: DepthInit = "nearest") -> tuple[dict[str, Tensor], dict[str, Bank]]:
+        """Size tensors and bank of a descendant, given its layout; differentiable. For `how` see `descend`."""
+        width = self.width_of(target) or 0
+        source = self.layouts[width]
+        bank = resize_bank(self.bank, self.layouts[0], source)
+        tensors = resize_tensors(self.size_tensors(width), source, target, bank, how)
+        return tensors, resize_bank(bank, source, target)
 
-        Templates are frozen; scalers, and biases and norms of the blocks, are trainable. `merge_and_unload()` gives
-        the plain model.
+    def origin(self, config: dict) -> dict[str, Tensor] | None:
+        """By name, the initial weights to which a descendant of that config adds what is generated; None: zero.
+
+        Those of the ancestry, brought to another size as its trained weights would be.
+        """
+        if self.config.init_seed is None:
+            return None
+        skeleton = empty_model(self.config.architecture, self.config.base_config)
+        init = scratch(skeleton, {}, seed=self.config.init_seed)
+        source, target = layout_of(init), layout_of(empty_model(self.config.architecture, config))
+        return unstack(resize_tensors(stack(init, source), source, target), target)
+
+    def descend(self, *, sigma_init: DepthInit = "nearest", **overrides: object) -> PeftModel:
+        """A descendant of another size, ready to use: its weights are generated from the bank.
+
+        The bank is frozen; scalers, and biases and norms of the blocks, are trainable. `merge_and_unload()` gives the
+        plain model.
 
         Args:
+            sigma_init: how the scalers (FINE's sigma) of another depth start, by relative depth: "nearest" is what
+                elastic condensing trains, so nothing is left to train; "interpolated" between neighbouring layers;
+                "linear", a straight line through all layers; "identical", their mean; "random", of their magnitude.
+                (The last three are the paper's ablation, FINE section 2.3; its best is "random", then trained.)
             overrides: keys of the base model's own config, e.g. num_layers=6, num_attention_heads=8 (diffusers) or
                 num_hidden_layers=6, hidden_size=384, num_attention_heads=6 (transformers). None: the ancestry's size.
 
         Raises:
-            ValueError: unknown key, a size the architecture refuses, or a change that is neither depth nor width.
+            ValueError: unknown key or `sigma_init`, a size the architecture refuses, or a change that is neither depth
+                nor width.
 
         Warns:
             UserWarning: the learngene was not condensed for this width; train the scalers before use. (A depth that
                 was not drawn while distilling is only logged: it works, as depths in between do.)
         """
-        config, layout, tensors = self.size_state(dict(overrides))
+        config = self.config.override(overrides)
+        layout = self.layout(config)
+        tensors, bank = self.tensors_at(layout, sigma_init)
         if self.width_of(layout) is None:
             warnings.warn(
                 f"this learngene holds no scalers for the width of {overrides}: they are resized from the ancestry's, "
@@ -193,9 +234,7 @@ class Learngene(
                 overrides,
                 self.config.condensed_for,
             )
-        return generated_model(
-            self.config.architecture, config, self.config.template_pattern, layout, tensors, self.templates
-        )
+        return generated_model(self.config, config, layout, tensors, bank, self.origin(config))
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -215,7 +254,7 @@ class Learngene(
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_artefact(folder, self.config, self.tensors)
-        for image in _images(card):
+        for image in card_images(card):
             write(folder / image.name, partial(shutil.copyfile, image))
         write(folder / "README.md", self.generate_model_card(**card).save)
         if push_to_hub:
@@ -269,28 +308,9 @@ class Learngene(
         """The model card from hub_cards/<method>.md, with what is in `self.card`."""
         from . import __version__
 
-        card = {**self.card, **{key: value for key, value in card_kwargs.items() if value is not None}}
-        data = ModelCardData(
-            library_name="diffusers-learngene",
-            license=card.get("license") or "apache-2.0",
-            base_model=self.config.ancestry,
-            tags=["learngene", self.config.method, "safetensors"],
-        )
-        variables = {
-            "method": self.config.method.upper(),
-            "architecture": self.config.architecture,
-            "ancestry": self.config.ancestry,
+        own = {
             "num_parameters": self.num_parameters,
             "ancestry_parameters": self.ancestry_parameters,
-            "seen_sizes": self.config.condensed_for,
-            "base_config": sizes_of(self.config.base_config),
             "version": __version__,
-            **card,
-            "images": [image.name for image in _images(card)],
         }
-        template = (files("diffusers_learngene.hub_cards") / f"{self.config.method}.md").read_text(encoding="utf-8")
-        return ModelCard.from_template(data, template_str=template, **variables)
-
-
-def _images(card: dict[str, Any]) -> list[Path]:
-    return [Path(image) for image in card.get("images") or () if str(image).endswith(".png") and Path(image).is_file()]
+        return model_card(self.config, own | self.card | {k: v for k, v in card_kwargs.items() if v is not None})

@@ -244,8 +244,6 @@ def size_overrides(config: dict, depth: int, heads: int) -> dict:
 
 
 def enable_gradient_checkpointing_(model: Any) -> None:
-    """Recompute every block in the backward pass; the libraries name it differently."""
-    if isinstance(model, transformers.PreTrainedModel):
-        model.gradient_checkpointing_enable()
-    else:
-        model.enable_gradient_checkpointing()
+    """Recompute every block in the backward pass; the libraries, and transformers' versions, name it differently."""
+    names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
+    next(getattr(model, name) for name in names if hasattr(model, name))()

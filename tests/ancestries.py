@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of the matrix: every law of learngenes is tried on all of these architectures.
 
-`ancestry(name)` is a new tiny model that can be condensed, `learngene(name)` a lossless learngene of it (do not change
-it: it is made once), `DEPTH` and `WIDTH` say how its config names its sizes.
+`ancestry(name)` is a new tiny model that can be condensed, `learngene(name, method)` a lossless learngene of it (do
+not change it: it is made once), `DEPTH` and `WIDTH` say how its config names its sizes. `each_method` tries a test on
+every method.
 """
 
 import functools
 import inspect
 from typing import Any
 
+import pytest
 import torch
 from diffusers import ModelMixin
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DeiTModel
 
-from diffusers_learngene import Learngene, WAVEConfig
+from diffusers_learngene import FINEConfig, Learngene, WAVEConfig
 from diffusers_learngene.blocks import find_matrices, find_stacks, group_matrices
-from diffusers_learngene.functional import wave
+from diffusers_learngene.functional import fine, wave
+from diffusers_learngene.tuners.base_config import LearngeneConfig
 from models import MODELS, Tiny
 
 
@@ -24,6 +27,8 @@ ARCHITECTURES = [
     *("dit", "pixart", "sd3", "flux", "sana", "lumina2"),
     *("vit", "deit", "gpt2", "llama", "t5", "bert"),
 ]
+
+each_method = pytest.mark.parametrize("method", ["wave", "fine"])
 
 # The keys that a config has for its depth, and for its width; a width multiplies all of its keys.
 DEPTH: dict[str, tuple[str, ...]] = dict.fromkeys(ARCHITECTURES, ("num_layers",)) | {
@@ -95,22 +100,25 @@ def _seeded(make: Any, seed: int) -> nn.Module:
         return make().eval()
 
 
-def lossless(model: nn.Module) -> WAVEConfig:
-    """A config with as many templates as the groups of a model can use."""
+def lossless(model: nn.Module, method: str = "wave") -> LearngeneConfig:
+    """A config whose banks are as large as the groups of a model can use."""
+    groups = [group for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
+    if method == "fine":
+        ranks = {group.key: group.num_layers * fine.default_rank(group.shapes) for group in groups}
+        return FINEConfig(mode="generate", rank_pattern=ranks)
     pattern = {}
-    for group in group_matrices(find_matrices(model)):
+    for group in groups:
         size = wave.default_template_size(group.shapes)
         tiles = group.num_layers * sum(a * b for a, b in (wave.grid(shape, size) for shape in group.shapes))
-        if group.num_layers > 1:
-            pattern[group.key] = [min(tiles, size[0] * size[1]), *size]
+        pattern[group.key] = [min(tiles, size[0] * size[1]), *size]
     return WAVEConfig(mode="generate", template_pattern=pattern)
 
 
 @functools.cache
-def learngene(name: str) -> Learngene:
+def learngene(name: str, method: str = "wave") -> Learngene:
     """A learngene that holds all that its ancestry holds."""
     model = ancestry(name).model
-    return Learngene.condense(model, lossless(model))
+    return Learngene.condense(model, lossless(model, method))
 
 
 def depth(name: str, layers: int) -> dict[str, int]:

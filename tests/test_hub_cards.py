@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-from importlib.resources import files
-
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
+
+from ancestries import each_method
+from diffusers_learngene import cards
 
 
 FULL = {
     "repo_id": "me/wave-dit-b",
     "revision": "v1",
-    "method": "WAVE",
     "architecture": "DiTTransformer2DModel",
     "ancestry": "facebook/DiT-XL-2-256",
     "num_parameters": 12_345_678,
@@ -23,17 +23,19 @@ FULL = {
 }
 
 
-def render(tags=("learngene", "wave"), **variables):
-    data = ModelCardData(license="cc-by-nc-4.0", library_name="diffusers-learngene", tags=list(tags))
-    template = (files("diffusers_learngene.hub_cards") / "wave.md").read_text(encoding="utf-8")
-    return ModelCard.from_template(data, template_str=template, **variables)
+def render(method="wave", **variables):
+    data = ModelCardData(license="cc-by-nc-4.0", library_name="diffusers-learngene", tags=["learngene", method])
+    return ModelCard(cards.render(method, data, **variables))
 
 
+@each_method
 @pytest.mark.parametrize("variables", [FULL, {"repo_id": None, "results": None}, {}], ids=["full", "none", "missing"])
-def test_card_is_valid(variables):
-    card = ModelCard(render(**variables).content)
+def test_card_is_valid(variables, method):
+    card = render(method, **variables)
     assert card.data.library_name == "diffusers-learngene"
-    assert card.data.tags == ["learngene", "wave"]
+    assert card.data.tags == ["learngene", method]
+    assert {"wave": "templates of WAVE", "fine": "U and V of FINE"}[method] in card.text
+    assert {"wave": "feng2025wave", "fine": "xie2026fine"}[method] in card.text
     assert card.data.license == "cc-by-nc-4.0"
     assert not any(mark in card.content for mark in ("{{", "}}", "{%", "%}", "None,", "Undefined", "\n\n\n"))
     assert all(line == line.rstrip() for line in card.content.splitlines())

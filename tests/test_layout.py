@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from ancestries import ARCHITECTURES, ancestry, depth, learngene, width
+from ancestries import ARCHITECTURES, ancestry, depth, each_method, learngene, width
 from diffusers_learngene.blocks import default_targets, find_matrices, find_stacks, group_matrices
 from diffusers_learngene.functional.resize import relative_layers
 from diffusers_learngene.layout import layout_of, match, parse_group_key, resize_tensors, stack, unstack
@@ -15,8 +15,8 @@ def keys_of(model):
     return [group.key for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
 
 
-def layout_at(name, **overrides):
-    config = learngene(name).config
+def layout_at(name, method="wave", **overrides):
+    config = learngene(name, method).config
     return config.layout(config.override(overrides))
 
 
@@ -24,7 +24,7 @@ def layout_at(name, **overrides):
 @pytest.mark.parametrize("factored", [False, True], ids=["dense", "factored"])
 def test_every_tensor_has_one_place(name, factored):
     model = prepare_ancestry_(ancestry(name).model)
-    layout = layout_of(model, keys_of(model) if factored else [])
+    layout = layout_of(model, keys_of(model) if factored else ())
     names = [tensor for entry in layout.entries.values() for tensor in entry.names.values()]
     assert sorted(names) == sorted(tensors_of(model))
     assert layout.depths == {key: len(blocks) for key, blocks in find_stacks(model).items()}
@@ -47,36 +47,39 @@ def test_every_tensor_has_one_place(name, factored):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_stacking_and_unstacking_is_the_identity(name):
     model = prepare_ancestry_(ancestry(name).model)
-    layout = layout_of(model, [])
-    state = unstack(stack(model, layout, {}), layout, {})
+    layout = layout_of(model)
+    state = unstack(stack(model, layout), layout)
     tensors = tensors_of(model)
     assert state.keys() == tensors.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in tensors.items())
 
 
+@each_method
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_unstacking_composes_the_weights(name):
+def test_unstacking_composes_the_weights(name, method):
     """A lossless learngene unstacks into the weights of its ancestry, in the layout of each kind of layer."""
-    one = learngene(name)
-    state = unstack(one.size_tensors(0), one.layouts[0], one.templates)
+    one = learngene(name, method)
+    state = unstack(one.size_tensors(0), one.layouts[0], one.bank)
     for key, tensor in tensors_of(prepare_ancestry_(ancestry(name).model)).items():
         torch.testing.assert_close(state[key], tensor, rtol=1e-4, atol=1e-5)
 
 
+@each_method
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_same_size_changes_nothing(name):
-    one = learngene(name)
+def test_same_size_changes_nothing(name, method):
+    one = learngene(name, method)
     tensors = one.size_tensors(0)
-    same = resize_tensors(tensors, one.layouts[0], layout_at(name), one.templates)
+    same = resize_tensors(tensors, one.layouts[0], layout_at(name, method), one.bank)
     assert tensors.keys() == same.keys() and all(torch.equal(same[key], value) for key, value in tensors.items())
 
 
+@each_method
 @pytest.mark.parametrize("name", ["dit", "flux", "t5"])
 @pytest.mark.parametrize("layers", [2, 5])
-def test_another_depth_is_an_index_and_a_gain(name, layers):
-    one = learngene(name)
-    target = layout_at(name, **depth(name, layers))
-    resized = resize_tensors(one.size_tensors(0), one.layouts[0], target, one.templates)
+def test_another_depth_is_an_index_and_a_gain(name, layers, method):
+    one = learngene(name, method)
+    target = layout_at(name, method, **depth(name, layers))
+    resized = resize_tensors(one.size_tensors(0), one.layouts[0], target, one.bank)
     for key, value in one.size_tensors(0).items():
         entry = target.entries[key]
         if key not in target.stack_of or len(entry.names) == 1:  # T5's first layer alone has a table of positions
@@ -101,7 +104,7 @@ def test_widths_keep_the_variants_of_a_tensor_apart(factor):
     source, target = one.layouts[0], layout_at("sd3", **width("sd3", factor))
     assert match(source, source) == {key: key for key in source.entries}
     assert match(source, target) is None
-    wide = resize_tensors(one.size_tensors(0), source, target, one.templates)
+    wide = resize_tensors(one.size_tensors(0), source, target, one.bank)
     key = "layers.transformer_blocks.*.norm1_context.linear.bias"
     for variant, count in ((key, 6), (f"{key}#2", 2)):
         narrow = one.tensors[f"sizes.0.{variant}"].reshape(-1, count, 16)
@@ -126,23 +129,23 @@ def test_widths_keep_the_variants_of_a_tensor_apart(factor):
 def test_only_depth_and_width_can_change(name, overrides, tensor):
     one = learngene(name)
     with pytest.raises(ValueError, match=f"{tensor}.* would go from .*: only depth and width can change"):
-        one.size_state(overrides)
+        one.descend(**overrides)
 
 
 def test_another_architectures_tensors():
     dit, pixart = learngene("dit"), learngene("pixart")
     with pytest.raises(ValueError, match="no tensor for .*: it was condensed from another architecture"):
-        resize_tensors(dit.size_tensors(0), dit.layouts[0], pixart.layouts[0], dit.templates)
+        resize_tensors(dit.size_tensors(0), dit.layouts[0], pixart.layouts[0], dit.bank)
 
 
-def test_everything_is_differentiable():
-    one = learngene("dit")
-    templates = {key: t.clone().requires_grad_() for key, t in one.templates.items()}
-    tensors = {key: t.clone().requires_grad_() for key, t in one.size_tensors(0).items()}
-    target = layout_at("dit", num_layers=4)
-    state = unstack(resize_tensors(tensors, one.layouts[0], target, templates), target, templates)
-    sum(value.sum() for value in state.values()).backward()
-    assert all(t.grad is not None for t in (*templates.values(), *tensors.values()))
+@each_method
+def test_everything_is_differentiable(method):
+    one = learngene("dit", method)
+    leaves = {key: tensor.clone().requires_grad_() for key, tensor in one.tensors.items()}
+    target = layout_at("dit", method, num_layers=4, num_attention_heads=4)
+    tensors, bank = one.with_tensors(leaves).tensors_at(target)
+    sum(value.sum() for value in unstack(tensors, target, bank).values()).backward()
+    assert all(leaf.grad is not None for leaf in leaves.values())
 
 
 @pytest.mark.parametrize(

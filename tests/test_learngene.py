@@ -3,6 +3,7 @@
 
 import copy
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ from diffusers import DiTTransformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from ancestries import ARCHITECTURES, ancestry, depth, learngene, lossless, select_layers, stock, width
+from ancestries import ARCHITECTURES, ancestry, depth, each_method, learngene, lossless, select_layers, stock, width
 from diffusers_learngene import Learngene, WAVEConfig
+from diffusers_learngene.blocks import find_matrices
+from diffusers_learngene.functional.resize import DepthInit, resize_depth
+from diffusers_learngene.initializers import scratch
 from diffusers_learngene.layout import parse_group_key, resize_tensors
 from diffusers_learngene.models import tensors_of
+from diffusers_learngene.training.condensing import ElasticModel
 from models import MODELS, run
 
 
@@ -22,11 +27,11 @@ def close(actual, expected, tolerance=1e-4):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
-def descend(name, one=None, **overrides):
-    """A descendant, also of a width that was not condensed for."""
+def descend(name, one: Learngene | str = "wave", **overrides):
+    """A descendant of `one`, or of the lossless learngene of that method, also of a width it was not condensed for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="this learngene holds no scalers for the width")
-        return (one or learngene(name)).descend(**overrides).eval()
+        return (learngene(name, one) if isinstance(one, str) else one).descend(**overrides).eval()
 
 
 def tile_position_table(model, name, factor):
@@ -38,13 +43,14 @@ def tile_position_table(model, name, factor):
 # ------------------------------------------------------------------------------------------------ what it computes
 
 
+@each_method
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_lossless_descendant_is_the_ancestry(name, tmp_path):
+def test_lossless_descendant_is_the_ancestry(name, tmp_path, method):
     tiny = ancestry(name)
-    descendant = descend(name)
+    descendant = descend(name, method)
     output = run(descendant, tiny.inputs)
     close(output, tiny())
-    assert torch.equal(run(descend(name), tiny.inputs), output)  # deterministic
+    assert torch.equal(run(descend(name, method), tiny.inputs), output)  # deterministic
 
     plain = descendant.merge_and_unload()
     assert type(plain) is type(tiny.model) and plain.state_dict().keys() == tiny.model.state_dict().keys()
@@ -54,33 +60,35 @@ def test_lossless_descendant_is_the_ancestry(name, tmp_path):
     close(run(loaded, tiny.inputs), output, 1e-6)
 
 
-@pytest.mark.parametrize("whole_layers", [True, False], ids=["layers", "svd"])
+@pytest.mark.parametrize("start", ["layers", "fit"])
 @pytest.mark.parametrize("name", ["dit", "sd3", "flux", "llama"])
-def test_default_templates_hold_two_layers(name, whole_layers):
+def test_default_templates_hold_two_layers(name, start):
     """As many templates as two layers have numbers: of a model of two layers, nothing is lost."""
     tiny = ancestry(name)
     tiny.model = stock(tiny.model, **depth(name, 2))
     if name == "dit":
         tiny.model.transformer_blocks[1].norm1.emb = copy.deepcopy(tiny.model.transformer_blocks[0].norm1.emb)
     expected = tiny()
-    one = Learngene.condense(tiny.model, whole_layers=whole_layers)
+    one = Learngene.condense(tiny.model, start=start)
     close(run(descend(name, one), tiny.inputs), expected)
 
 
+@each_method
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("layers", [2, 5])
-def test_depth(name, layers):
+def test_depth(name, layers, method):
     inputs = ancestry(name).inputs
-    descendant = descend(name, **depth(name, layers))
+    descendant = descend(name, method, **depth(name, layers))
     reference = select_layers(name, depth(name, layers))
     close(run(descendant, inputs), run(reference, inputs))
     assert descendant.merge_and_unload().state_dict().keys() == reference.state_dict().keys()
 
 
+@each_method
 @pytest.mark.parametrize(("name", "factor"), [("dit", 2), *((name, 3) for name in ARCHITECTURES)])
-def test_growing_in_width_preserves_the_function(name, factor):
+def test_growing_in_width_preserves_the_function(name, factor, method):
     tiny = ancestry(name)
-    descendant = descend(name, **width(name, factor))
+    descendant = descend(name, method, **width(name, factor))
     tile_position_table(descendant, name, factor)
     expected = tiny()
     output = run(descendant, tiny.inputs)
@@ -91,18 +99,20 @@ def test_growing_in_width_preserves_the_function(name, factor):
     close(output, expected)
 
 
+@each_method
 @pytest.mark.parametrize("name", ["sd3", "lumina2", "llama"])
-def test_growing_in_width_and_depth(name):
-    descendant = descend(name, **width(name, 2), **depth(name, 5))
+def test_growing_in_width_and_depth(name, method):
+    descendant = descend(name, method, **width(name, 2), **depth(name, 5))
     inputs = ancestry(name).inputs
     close(run(descendant, inputs), run(select_layers(name, depth(name, 5)), inputs))
 
 
+@each_method
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_cutting_the_width(name):
+def test_cutting_the_width(name, method):
     """Half of the width, with another depth: runs, in the shape of a stock model of that size."""
     overrides = {**width(name, 0.5), **depth(name, 4)}
-    descendant = descend(name, **overrides)
+    descendant = descend(name, method, **overrides)
     reference = stock(ancestry(name).model, **overrides)
     expected = run(reference, ancestry(name).inputs)
     output = run(descendant, ancestry(name).inputs)
@@ -111,10 +121,11 @@ def test_cutting_the_width(name):
     assert {key: value.shape for key, value in descendant.merge_and_unload().state_dict().items()} == shapes
 
 
-def test_grown_weights_are_tiles():
+@each_method
+def test_grown_weights_are_tiles(method):
     """Whole heads, adaLN's modulations and the halves of the FFN are repeated; inputs are divided by how often."""
     narrow = ancestry("dit").model
-    wide = descend("dit", num_attention_heads=4).merge_and_unload()
+    wide = descend("dit", method, num_attention_heads=4).merge_and_unload()
     old, new = narrow.transformer_blocks[1], wide.transformer_blocks[1]
     close(new.attn1.to_q.weight, old.attn1.to_q.weight.repeat(2, 2) / 2)
     shift, *others = old.norm1.linear.weight.chunk(6)
@@ -142,7 +153,7 @@ def test_unknown_width_warns_and_a_known_one_does_not():
 
 def test_a_width_that_was_condensed_for_has_tensors_of_its_own():
     one = Learngene.condense(ancestry("dit").model, widths=[{"num_attention_heads": 1}])
-    resized = resize_tensors(one.size_tensors(0), one.layouts[0], one.layouts[1], one.templates)
+    resized = resize_tensors(one.size_tensors(0), one.layouts[0], one.layouts[1], one.bank)
     assert resized.keys() == one.size_tensors(1).keys()
     assert all(torch.equal(one.size_tensors(1)[key], value) for key, value in resized.items())
     one.tensors["sizes.1.shared.proj_out_2.bias"] += 1
@@ -153,24 +164,26 @@ def test_a_width_that_was_condensed_for_has_tensors_of_its_own():
     )
 
 
+@each_method
 @pytest.mark.parametrize("name", ["dit", "sd3", "llama"])
-def test_condensing_a_descendant_gives_the_learngene_back(name):
-    one = learngene(name)
-    plain = descend(name).merge_and_unload()
-    again = Learngene.condense(plain, lossless(plain))
+def test_condensing_a_descendant_gives_the_learngene_back(name, method):
+    one = learngene(name, method)
+    plain = descend(name, method).merge_and_unload()
+    again = Learngene.condense(plain, lossless(plain, method))
     assert again.config == one.config and again.tensors.keys() == one.tensors.keys()
     for key, value in again.tensors.items():
-        if "templates" not in key and "scalers" not in key:
+        if key.startswith("sizes.") and "scalers" not in key:
             torch.testing.assert_close(value, one.tensors[key])
     close(run(descend(name, again), ancestry(name).inputs), ancestry(name)())
 
 
-def test_a_layer_that_differs_comes_first():
+@each_method
+def test_a_layer_that_differs_comes_first(method):
     """SD3.5 has a second attention in its first blocks, whose adaLN is larger."""
     tiny = MODELS["sd3"]()
     tiny.model = stock(tiny.model, dual_attention_layers=(0,), num_layers=4)
-    one = Learngene.condense(tiny.model, lossless(tiny.model))
-    assert "transformer_blocks.*.norm1.linear#2" in one.config.template_pattern
+    one = Learngene.condense(tiny.model, lossless(tiny.model, method))
+    assert "transformer_blocks.*.norm1.linear#2" in one.config.bank_sizes
     close(run(descend("sd3", one), tiny.inputs), tiny())
     assert run(descend("sd3", one, num_layers=3), tiny.inputs).isfinite().all()
 
@@ -206,25 +219,101 @@ def test_descendants_are_independent():
     assert all(torch.equal(one.tensors[key], value) for key, value in before.items())
 
 
+@each_method
+@pytest.mark.parametrize("name", ["dit", "sd3", "gpt2"])
+def test_what_training_added_to_a_known_initialisation(name, method, tmp_path):
+    """W - W_init is all that has to be held; the initialisation is drawn again from its seed, for every depth."""
+    tiny = ancestry(name)
+    tiny.model = scratch(tiny.model, {}, seed=5).eval()
+    draws = torch.Generator().manual_seed(0)
+    for matrix in find_matrices(tiny.model):  # training adds the same to all layers
+        weight = tiny.model.get_submodule(matrix.name).weight
+        weight.data += 0.1 * torch.randn(weight.shape, generator=draws.manual_seed(len(matrix.role)))
+    one = Learngene.condense(tiny.model, lossless(tiny.model, method), start="fit", init_seed=5)
+    assert one.config.init_seed == 5
+    close(run(descend(name, one), tiny.inputs), tiny())
+    one.save_pretrained(tmp_path)
+    loaded = Learngene.from_pretrained(tmp_path)
+    sizes = [depth(name, 5), width(name, 0.5)]
+    with_width = Learngene.condense(
+        tiny.model, lossless(tiny.model, method), start="fit", init_seed=5, widths=sizes[1:]
+    )
+    elastic = ElasticModel(with_width, sizes).eval()
+    for index, size in enumerate(sizes):
+        output = run(descend(name, loaded, **size), tiny.inputs)
+        close(run(descend(name, loaded, **size).merge_and_unload(), tiny.inputs), output)
+        close(run(lambda size=index, **inputs: elastic(size, **inputs), tiny.inputs), output)
+    # The layers of another depth are those of the dense ancestry, whatever part of them was drawn from the seed.
+    other = Learngene.condense(tiny.model, lossless(tiny.model, method))
+    close(
+        run(descend(name, loaded, **sizes[0]), tiny.inputs), run(descend(name, other, **sizes[0]), tiny.inputs), 1e-3
+    )
+
+
+@each_method
+def test_a_random_start_keeps_what_starts_at_zero(method):
+    """DiT's adaLN: every block starts as the identity, so that the depth does not matter yet."""
+    tiny = ancestry("dit")
+    tiny.model = scratch(tiny.model, {}).eval()
+    nn.init.normal_(tiny.model.proj_out_2.weight)
+    one = Learngene.condense(tiny.model, lossless(tiny.model, method), start="random")
+    again, other = (
+        Learngene.condense(tiny.model, lossless(tiny.model, method), start="random", seed=seed) for seed in (0, 1)
+    )
+    banks = [key for key in one.tensors if not key.startswith("sizes.")]
+    assert all(torch.equal(one.tensors[key], again.tensors[key]) for key in one.tensors)
+    assert not any(torch.equal(one.tensors[key], other.tensors[key]) for key in banks)
+    for name, module in descend("dit", one).merge_and_unload().named_modules():
+        if name.endswith("norm1.linear"):
+            assert not module.weight.any()
+        elif name.endswith(("to_q", "to_out.0", "net.0.proj", "net.2")):
+            assert 0.5 < module.weight.std() / (2 / sum(module.weight.shape)) ** 0.5 < 2
+    close(run(descend("dit", one), tiny.inputs), run(descend("dit", one, num_layers=5), tiny.inputs))
+
+
+@each_method
+@pytest.mark.parametrize("how", get_args(DepthInit))
+def test_sigma_init(method, how):
+    """Scalers of another depth as `resize_depth` makes them; everything else is selected as always."""
+    one, overrides = learngene("dit", method), {"num_layers": 5}
+    torch.manual_seed(0)
+    tensors, _ = one.tensors_at(one.layout(one.config.override(overrides)), how)
+    selected, _ = one.tensors_at(one.layout(one.config.override(overrides)))
+    torch.manual_seed(0)
+    for key, value in selected.items():
+        entry = one.layouts[0].entries[key]
+        if entry.group:
+            gain = 3 / 5 if entry.output else 1
+            torch.testing.assert_close(tensors[key], gain * resize_depth(one.tensors[f"sizes.0.{key}"], 5, how))
+        else:
+            assert torch.equal(tensors[key], value)
+    assert run(one.descend(sigma_init=how, **overrides), ancestry("dit").inputs).isfinite().all()
+    with pytest.raises(ValueError, match="sigma_init='linar' must be one of 'nearest', 'interpolated'"):
+        one.descend(sigma_init="linar", **overrides)
+
+
 # ---------------------------------------------------------------------------------------------- what it is made of
 
 
+@each_method
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_a_descendant_holds_and_trains(name):
-    one = learngene(name)
+def test_what_a_descendant_holds_and_trains(name, method):
+    one = learngene(name, method)
     descendant = one.descend(**depth(name, 4))
     assert isinstance(descendant, PeftModel)
     assert not any(t.is_meta for t in (*descendant.parameters(), *descendant.buffers()))
 
-    _, layout, tensors = one.size_state(depth(name, 4))
+    layout = one.layout(one.config.override(depth(name, 4)))
+    tensors, bank = one.tensors_at(layout)
     parameters = dict(descendant.named_parameters())
     buffers = sum(
         tensors[key].numel() for key in tensors if list(layout.entries[key].names.values())[0] in buffers_of(name)
     )
-    size = sum(tensor.numel() for tensor in (*one.templates.values(), *tensors.values())) - buffers
+    shared = [tensor for part in bank.values() for tensor in part.values()]
+    size = sum(tensor.numel() for tensor in (*shared, *tensors.values())) - buffers
     assert sum(parameter.numel() for parameter in parameters.values()) == size  # no dense copy of anything
 
-    scalers = {key for key in parameters if "learngene_wave_scaler" in key}
+    scalers = {key for key in parameters if "_scaler." in key or "_sigma." in key}
     per_layer = {
         key.replace(".base_layer", "")
         for key, parameter in parameters.items()
@@ -237,7 +326,7 @@ def test_what_a_descendant_holds_and_trains(name):
     assert numel == sum(
         tensors[key].numel()
         for key, entry in layout.entries.items()
-        if entry.group or (len(entry.shape) == 1 and key in layout.stack_of)
+        if layout.owns(key) and (entry.group or (len(entry.shape) == 1 and key in layout.stack_of))
     )
 
 
@@ -263,10 +352,11 @@ def test_a_dits_embedders_stay_tied():
     assert len({id(block.norm1.emb) for block in plain.transformer_blocks}) == 1
 
 
-def test_training_the_scalers_reaches_the_ancestry():
+@each_method
+def test_training_the_scalers_reaches_the_ancestry(method):
     """The point of the trainable parameters: gradients flow, and templates stay."""
     tiny = ancestry("vit")
-    descendant = learngene("vit").descend(num_hidden_layers=2)
+    descendant = learngene("vit", method).descend(num_hidden_layers=2)
     templates = {key: t.clone() for key, t in descendant.named_parameters() if "bank" in key}
     optimizer = torch.optim.Adam([p for p in descendant.parameters() if p.requires_grad], lr=0.01)
     target, losses = tiny().detach(), []
@@ -287,7 +377,7 @@ def test_numbers():
     assert one.ancestry_parameters == sum(parameter.numel() for parameter in ancestry("gpt2").model.parameters())
     small = Learngene.condense(ancestry("gpt2").model, WAVEConfig(num_templates=1, template_size=4))
     assert small.num_parameters < one.num_parameters
-    assert small.config.template_pattern["transformer.h.*.mlp.c_fc"] == [1, 4, 4]
+    assert small.config.bank_sizes["transformer.h.*.mlp.c_fc"] == [1, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +397,7 @@ def test_numbers():
 def test_targets(fields, groups):
     """Matrices that are not targeted stay dense, and other depths work."""
     one = Learngene.condense(ancestry("dit").model, WAVEConfig(template_size=8, num_templates=12, **fields))
-    assert list(one.config.template_pattern) == [f"transformer_blocks.*.{group}" for group in groups]
+    assert list(one.config.bank_sizes) == [f"transformer_blocks.*.{group}" for group in groups]
     descendant = descend("dit", one, num_layers=4)
     factored = {
         key.split(".", 4)[4].split(".learngene")[0] for key, _ in descendant.named_parameters() if "scaler" in key
@@ -376,12 +466,12 @@ def test_models_that_are_refused(change, message):
             r"leaves out transformer_blocks\.0\..*all of its layers, or none",
         ),
         ({"layers_to_transform": [0, 1]}, "a learngene is made of all layers"),
-        ({"template_pattern": {"ff": [1, 2, 2]}}, r"template_pattern names \['ff'\]; the groups are"),
+        ({"template_pattern": {"ff": [1, 2, 2]}}, r"template_pattern names the groups \['ff'\], but this model has"),
     ],
 )
 def test_configs_that_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Learngene.condense(ancestry("dit").model, WAVEConfig(**fields), whole_layers=False)
+        Learngene.condense(ancestry("dit").model, WAVEConfig(**fields), start="fit")
 
 
 @pytest.mark.parametrize(

@@ -331,11 +331,16 @@ def deeply(levels):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 2, "format_version=2 is not 1: update diffusers-learngene"),
+        ("format_version", 2, r"format_version=2 is none of \(1,\): update diffusers-learngene"),
         ("format_version", True, "format_version=True"),
         ("format_version", "1", "format_version='1'"),
         ("format_version", None, "format_version=None"),
-        ("method", "fine", "method='fine' is not 'wave': update"),
+        ("method", "hydra", r"method='hydra' is none of \('wave', 'fine'\): update"),
+        ("method", "fine", "must be .rank"),
+        ("method", ["wave"], "method=.'wave'. is none of"),
+        ("init_seed", -1, "init_seed=-1 must be a whole number"),
+        ("init_seed", 2**63, "must be a whole number"),
+        ("init_seed", "0", "init_seed='0' must be a whole number"),
         ("method", None, "method=None"),
         ("architecture", "Nothing", "architecture='Nothing' is not a model class"),
         ("architecture", "ModelMixin", "."),
@@ -373,20 +378,20 @@ def deeply(levels):
         ("base_config.unknown", 1, "cannot be built from this config: .*unknown"),
         ("base_config.norm_type", deeply(200), "."),
         ("base_config.norm_type", [0] * 10_000, "'norm_type' is out of range"),
-        ("template_pattern", [], "template_pattern=.* must be a dict"),
-        ("template_pattern", {}, "."),
-        (f"template_pattern/{DIT}.ff.net.2", [64, 8, 16], "has the shape"),
-        (f"template_pattern/{DIT}.ff.net.2", [65, 8, 8], "more templates than numbers"),
-        (f"template_pattern/{DIT}.ff.net.2", [64, 8], "must be .templates, height, width"),
-        (f"template_pattern/{DIT}.ff.net.2", 64, "must be .templates, height, width"),
-        (f"template_pattern/{DIT}.ff.net.2", [0, 8, 8], "must be a whole number"),
-        (f"template_pattern/{DIT}.ff.net.2", [64.0, 8, 8], "must be a whole number"),
-        (f"template_pattern/{DIT}.ff.net.2", [True, 8, 8], "must be a whole number"),
-        (f"template_pattern/{DIT}.ff.net.2", ["64", 8, 8], "must be a whole number"),
-        (f"template_pattern/{DIT}.ff.net.2", [1, 2**30, 2**30], "more than"),
-        (f"template_pattern/{DIT}.nothing", [1, 8, 8], "template_pattern names .*nothing"),
-        ("template_pattern/nothing", [1, 8, 8], "template_pattern names .*nothing"),
-        ("template_pattern/", [1, 8, 8], "template_pattern names"),
+        ("bank_sizes", [], "bank_sizes=.* must be a dict"),
+        ("bank_sizes", {}, "."),
+        (f"bank_sizes/{DIT}.ff.net.2", [64, 8, 16], "has the shape"),
+        (f"bank_sizes/{DIT}.ff.net.2", [65, 8, 8], "more templates than numbers"),
+        (f"bank_sizes/{DIT}.ff.net.2", [64, 8], "must be .templates, height, width"),
+        (f"bank_sizes/{DIT}.ff.net.2", 64, "must be .templates, height, width"),
+        (f"bank_sizes/{DIT}.ff.net.2", [0, 8, 8], "must be a whole number"),
+        (f"bank_sizes/{DIT}.ff.net.2", [64.0, 8, 8], "must be a whole number"),
+        (f"bank_sizes/{DIT}.ff.net.2", [True, 8, 8], "must be a whole number"),
+        (f"bank_sizes/{DIT}.ff.net.2", ["64", 8, 8], "must be a whole number"),
+        (f"bank_sizes/{DIT}.ff.net.2", [1, 2**30, 2**30], "more than"),
+        (f"bank_sizes/{DIT}.nothing", [1, 8, 8], "bank_sizes names .*nothing"),
+        ("bank_sizes/nothing", [1, 8, 8], "bank_sizes names .*nothing"),
+        ("bank_sizes/", [1, 8, 8], "bank_sizes names"),
         ("widths", {}, "widths=.* must be a list"),
         ("widths", [], "widths=.* sizes"),
         ("widths", [{}], "widths=.* sizes"),
@@ -421,7 +426,32 @@ def test_descriptions_that_lie(one, folder, path, value, message):
     assert time.process_time() - start < 10
 
 
-@pytest.mark.parametrize("name", ["architecture", "base_config", "template_pattern", "widths", "ancestry", "method"])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ([47], "has the shape"),
+        ([10**9], "has the shape"),
+        ([2**40], "must be a whole number"),
+        ([0], "must be a whole number"),
+        ([48.0], "must be a whole number"),
+        ([48, 48], "must be .rank"),
+        (48, "must be .rank"),
+        ("48", "must be .rank"),
+    ],
+)
+def test_descriptions_of_fine_that_lie(tmp_path, size, message):
+    fine = learngene("dit", "fine")
+    fine.save_pretrained(tmp_path)
+    assert_same(fine, load(tmp_path))
+    description = copy.deepcopy(asdict(fine.config))
+    assert description["bank_sizes"][f"{DIT}.attn1.to_q+to_k+to_v"] == [48]
+    description["bank_sizes"][f"{DIT}.attn1.to_q+to_k+to_v"] = size
+    rewrite(tmp_path, fine, description=description)
+    with pytest.raises(LearngeneError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["architecture", "base_config", "bank_sizes", "widths", "ancestry", "method"])
 def test_descriptions_that_lack_something(one, folder, name):
     description = {key: value for key, value in asdict(one.config).items() if key != name}
     rewrite(folder, one, description=description)

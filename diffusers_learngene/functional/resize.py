@@ -14,9 +14,13 @@ multiplied by sqrt(n / n') when shrinking (fan-in).
 
 import math
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+
+DepthInit = Literal["nearest", "interpolated", "linear", "identical", "random"]
 
 
 def relative_layers(source: int, target: int) -> list[int]:
@@ -28,6 +32,42 @@ def relative_layers(source: int, target: int) -> list[int]:
     if target == 1:
         return [source - 1]
     return [math.floor(layer * (source - 1) / (target - 1) + 0.5) for layer in range(target)]
+
+
+def resize_depth(tensor: Tensor, layers: int, how: DepthInit, generator: torch.Generator | None = None) -> Tensor:
+    """Per-layer numbers for another depth, (L, ...) -> (layers, ...): the ablation of FINE (section 2.3).
+
+    Args:
+        tensor: scalers of a trained model, one a layer.
+        layers: the other depth.
+        how: "nearest" selects (`relative_layers`); "interpolated" mixes the two neighbours in relative depth; "linear"
+            is the least-squares line through all layers, sampled; "identical" is their mean; "random" is normal with
+            their root mean square, which is all that it keeps.
+        generator: of "random"; default: torch's own.
+
+    Raises:
+        ValueError: an unknown `how`, or no layers.
+    """
+    if how not in get_args(DepthInit):
+        raise ValueError(f"sigma_init={how!r} must be one of {', '.join(map(repr, get_args(DepthInit)))}.")
+    if layers < 1:
+        raise ValueError(f"layers={layers} must be at least 1.")
+    depth = len(tensor)
+    if how == "nearest":
+        return tensor[relative_layers(depth, layers)]
+    if how == "identical":
+        return tensor.mean(0, keepdim=True).expand(layers, *tensor.shape[1:]).clone()
+    if how == "random":
+        return torch.randn(layers, *tensor.shape[1:], generator=generator).to(tensor) * tensor.square().mean().sqrt()
+    # The others are linear in the tensor: (layers, L) times (L, ...). A lone layer is the last, as when selecting.
+    places = torch.linspace(0 if layers > 1 else depth - 1, depth - 1, layers, dtype=torch.float64)
+    old = torch.arange(depth, dtype=torch.float64)
+    if how == "interpolated":
+        weight = (1 - (places[:, None] - old).abs()).clamp_min(0)
+    else:
+        line = torch.linalg.pinv(torch.stack([torch.ones_like(old), old], dim=1))  # (2, L)
+        weight = torch.stack([torch.ones_like(places), places], dim=1) @ line
+    return torch.tensordot(weight.to(tensor), tensor, dims=1)
 
 
 def residual_gain(source: int, target: int) -> float:

@@ -28,8 +28,8 @@ def selection(ancestry: nn.Module, overrides: dict, *, gain: float = 1.0) -> nn.
     """
     architecture = type(ancestry).__name__
     model = empty_model(architecture, override_config(architecture, model_config(ancestry), overrides))
-    source, target = layout_of(prepare_ancestry_(ancestry), []), layout_of(model, [])
-    tensors = stack(ancestry, source, {})
+    source, target = layout_of(prepare_ancestry_(ancestry)), layout_of(model)
+    tensors = stack(ancestry, source)
     chosen = {}
     for key, entry in target.entries.items():
         if key not in source.entries:
@@ -43,7 +43,7 @@ def selection(ancestry: nn.Module, overrides: dict, *, gain: float = 1.0) -> nn.
         for axis in range(len(entry.shape)):
             value = _select(value, value.ndim - len(entry.shape) + axis, entry.shape[axis])
         chosen[key] = value * gain if entry.output else value
-    state = {name: tensor.clone() for name, tensor in unstack(chosen, target, {}).items()}
+    state = {name: tensor.clone() for name, tensor in unstack(chosen, target).items()}
     model.load_state_dict(state, strict=False, assign=True)
     if hasattr(model, "tie_weights"):
         model.tie_weights()

@@ -10,6 +10,7 @@ diffusion   noise, loss, validation and sampling of class-conditional diffusion 
 plots       grids of samples and curves
 tasks       what a script trains for: diffusion_task, classification_task
 condensing  one learngene distilled for all sizes
+steps       sizes, an ancestry, a comparison and the card: the steps of a script that condenses
 comparison  descendants beside other starts; report: numbers with what it takes to repeat them
 arguments   from a script's arguments to all of these
 """

@@ -11,12 +11,13 @@ a JSON file with everything needed to repeat them, curves, and a grid of samples
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
+from ..functional.resize import DepthInit
 from ..initializers import scratch, selection
 from ..learngene import Learngene
 from ..models import enable_gradient_checkpointing_, model_config
@@ -43,6 +44,7 @@ class Comparison:
             trained weights, and of what starts from random ones.
         num_samples: images for the Frechet distance of each model.
         gradient_checkpointing: recompute every block in the backward pass.
+        trained_ancestry: whether the ancestry knows anything that one could select.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class Comparison:
         scratch_learning_rate: float,
         num_samples: int,
         gradient_checkpointing: bool = False,
+        trained_ancestry: bool = True,
     ) -> None:
         self.accelerator, self.task, self.ancestry, self.learngene = accelerator, task, ancestry, learngene
         self.options, self.output_dir, self.num_samples = options, Path(output_dir), num_samples
         self.scaler_steps, self.scaler_learning_rate = scaler_steps, scaler_learning_rate
         self.finetune_learning_rate, self.scratch_learning_rate = finetune_learning_rate, scratch_learning_rate
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.trained_ancestry = gradient_checkpointing, trained_ancestry
         steps = options.max_train_steps
         self.eval_steps = sorted({0, *(round(steps * part) for part in (1 / 8, 1 / 4, 1 / 2)), scaler_steps, steps})
         self.rows: list[dict[str, Any]] = []
@@ -75,12 +78,13 @@ class Comparison:
         real = task.real_samples(GRID_COLUMNS)
         if real is not None:
             self.grid["real"] = real
-        row = self._record("ancestry", "ancestry", ancestry, {0: task.evaluate(ancestry)})
-        row["frechet"] = self._sample("ancestry", ancestry)
+        if trained_ancestry:
+            row = self._record("ancestry", "ancestry", ancestry, {0: task.evaluate(ancestry)})
+            row["frechet"] = self._sample("ancestry", ancestry)
 
     def run(self, overrides: dict) -> None:
         """Compare at one size, given as config overrides."""
-        name = " ".join(f"{key.removeprefix('num_')}={value}" for key, value in overrides.items())
+        name = _name(overrides)
         title = name if self.learngene.seen(overrides) else f"{name} (never seen)"
 
         descendant = self.learngene.descend(**overrides)
@@ -94,13 +98,21 @@ class Comparison:
         self._save(model, name)
         row |= {"frechet@0": untrained, "frechet": self._sample(f"{name}: learngene", model)}
 
-        for start, model, rate in (
-            ("scratch", scratch(self.ancestry, overrides, seed=self.options.seed), self.scratch_learning_rate),
-            ("selection", self._best_selection(overrides), self.finetune_learning_rate),
-        ):
+        others = [("scratch", scratch(self.ancestry, overrides, seed=self.options.seed), self.scratch_learning_rate)]
+        if self.trained_ancestry:
+            others.append(("selection", self._best_selection(overrides), self.finetune_learning_rate))
+        for start, model, rate in others:
             history = self._train(model, f"{name} {start}", self.options.max_train_steps, rate)
             row = self._record(start, title, model, history)
             row["frechet"] = self._sample(f"{name}: {start}", model)
+
+    def ablate_sigma_init(self, overrides: dict, learning_rate: float) -> None:
+        """Compare every start that the scalers of a size can have, before and while only they are trained."""
+        name = _name(overrides)
+        for how in get_args(DepthInit):
+            descendant = self.learngene.descend(sigma_init=how, **overrides)
+            history = self._train(descendant, f"{name} sigma {how}", self.options.max_train_steps, learning_rate)
+            self._record(how, f"{name}, sigma only", descendant, history)
 
     def report(self) -> dict[str, Any]:
         """Print the table, write results.json, curves.png and samples.png, and return the results."""
@@ -196,3 +208,7 @@ class Comparison:
         """The trained descendant as a plain model folder."""
         if self.accelerator.is_main_process:
             model.save_pretrained(self.output_dir / "models" / name.replace(" ", "-"))  # type: ignore[operator]
+
+
+def _name(overrides: dict) -> str:
+    return " ".join(f"{key.removeprefix('num_')}={value}" for key, value in overrides.items())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ..layout import resize_tensors, unstack
+from ..layout import unstack
 from ..learngene import Learngene
 from ..models import empty_model, override_config
 from .loop import TrainingOptions, train
@@ -51,31 +51,27 @@ class ElasticModel(nn.Module):
             architecture = learngene.config.architecture
             config = override_config(architecture, learngene.config.base_config, overrides)
             target = learngene.layout(config)
-            width = learngene.width_of(target)
-            if width is None:
+            if learngene.width_of(target) is None:
                 raise ValueError(
                     f"sizes: the learngene holds no tensors for the width of {overrides}: give it in widths=."
                 )
-            skeleton = empty_model(architecture, config)
-            self._plans.append((width, learngene.layouts[width], target, [skeleton]))  # listed: not a submodule
+            skeleton, origin = empty_model(architecture, config), learngene.origin(config)
+            self._plans.append((target, origin, [skeleton]))  # listed: not a submodule
 
     def forward(self, size: int, *args: object, **kwargs: object) -> object:
-        width, source, target, (skeleton,) = self._plans[size]
-        templates = self._named("templates.")
-        tensors = resize_tensors(self._named(f"sizes.{width}."), source, target, templates)
+        target, origin, (skeleton,) = self._plans[size]
+        current = self.origin.with_tensors({_decode(key): tensor for key, tensor in self.tensors.items()})
+        tensors, bank = current.tensors_at(target)
         for buffer in skeleton.buffers():  # not registered here, so that nothing else moves them
             buffer.data = buffer.data.to(next(self.parameters()).device)
         skeleton.train(self.training)
-        return functional_call(skeleton, unstack(tensors, target, templates), args, kwargs)
-
-    def _named(self, prefix: str) -> dict[str, Tensor]:
-        start = _encode(prefix)
-        return {_decode(key.removeprefix(start)): t for key, t in self.tensors.items() if key.startswith(start)}
+        return functional_call(skeleton, unstack(tensors, target, bank, origin), args, kwargs)
 
     def param_groups(self, learning_rate: float, scaler_learning_rate: float) -> list[dict]:
-        """AdamW groups: templates and everything dense at one rate, scalers at a higher one, no weight decay.
+        """AdamW groups: banks and everything dense at one rate, scalers at a higher one, no weight decay.
 
-        A scaler's gradient sums over a whole tile, and there are few of them: they can and must move faster.
+        A scaler's gradient sums over a whole tile or component, and there are few of them: they can and must move
+        faster.
         """
         scalers = [t for key, t in self.tensors.items() if "/scalers/" in key]
         others = [t for key, t in self.tensors.items() if "/scalers/" not in key]
@@ -86,7 +82,7 @@ class ElasticModel(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute every block in the backward pass, in every size."""
-        for _, _, _, (skeleton,) in self._plans:
+        for _, _, (skeleton,) in self._plans:
             recomputed = partial(checkpoint, use_reentrant=False, context_fn=partial(_contexts, skeleton))
             skeleton._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=recomputed)
 
@@ -129,55 +125,59 @@ def _decode(key: str) -> str:
     return key.replace("/", ".")
 
 
-def draw_size(weights: Sequence[float], seed: int, step: int) -> int:
-    """The size that all processes train at a step, drawn by weight: a pure function of (seed, step)."""
+def draw_size(count: int, seed: int, step: int) -> int:
+    """Which of `count` sizes all processes train at a step, each as likely: a pure function of (seed, step)."""
     generator = seeded_generator(seed, step, 1 << 20)  # no shard of the batch has this number
-    return int(torch.multinomial(torch.tensor(weights, dtype=torch.float64), 1, generator=generator))
+    return int(torch.multinomial(torch.ones(count, dtype=torch.float64), 1, generator=generator))
 
 
 def distil(
     accelerator: Accelerator,
     learngene: Learngene,
-    ancestry: nn.Module,
+    ancestry: nn.Module | None,
     task: Task,
     sizes: Sequence[dict],
     options: TrainingOptions,
     *,
     output_dir: str,
     scaler_learning_rate: float = 5e-3,
-    size_weights: Sequence[float] | None = None,
     gradient_checkpointing: bool = False,
-) -> tuple[Learngene, list[dict[str, float]]]:
-    """Distil an ancestry model into a learngene that serves all of `sizes` (one size: the papers' auxiliary model).
+) -> Learngene:
+    """Train a learngene so that it serves all of `sizes` (one size: the papers' auxiliary model), and save it.
 
     Args:
+        ancestry: to be distilled; None: the task's own loss, as the papers build FINE (its stage 1).
         sizes: config overrides; their widths must be among the learngene's.
-        options: `learning_rate` is that of the templates.
-        output_dir: of the checkpoints.
+        options: `learning_rate` is that of the banks.
+        output_dir: checkpoints/condense and learngene/ go here.
         scaler_learning_rate: of the scalers.
-        size_weights: how often each size is drawn; default: equally often.
 
     Returns:
-        The distilled learngene and the history of `training.loop.train`.
+        The trained learngene.
     """
     elastic = ElasticModel(learngene, sizes)
     if gradient_checkpointing:
         elastic.enable_gradient_checkpointing()
-    weights = list(size_weights) if size_weights is not None else [1.0] * len(sizes)
-    ancestry.to(accelerator.device).eval()
+    if ancestry is not None:
+        ancestry.to(accelerator.device).eval()
 
     def loss_fn(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
-        student = partial(model, draw_size(weights, options.seed, step))
+        student = partial(model, draw_size(len(sizes), options.seed, step))
+        if ancestry is None:
+            return task.loss(student, batch, generator)
         return task.distillation_loss(student, ancestry, batch, generator)
 
-    history = train(
+    train(
         accelerator,
         elastic,
         loss_fn,
         task.train_data,
         options,
-        output_dir=output_dir,
+        output_dir=f"{output_dir}/checkpoints/condense",
         name="condense",
         param_groups=elastic.param_groups(options.learning_rate, scaler_learning_rate),
     )
-    return elastic.learngene(), history
+    learngene = elastic.learngene()
+    if accelerator.is_main_process:
+        learngene.save_pretrained(f"{output_dir}/learngene")
+    return learngene

@@ -2,7 +2,21 @@
 """PEFT methods: adapters whose layers share a learngene. What they have in common is in `base_*.py`."""
 
 from .base_model import SharedGroup, shared_groups
+from .fine import FINEConfig, FINEModel, save_as_lora, to_lora
+from .scalers import freeze_bank_, get_scalers, set_scalers_
 from .wave import WAVEConfig, WAVEModel
 
 
-__all__ = ["SharedGroup", "WAVEConfig", "WAVEModel", "shared_groups"]
+__all__ = [
+    "FINEConfig",
+    "FINEModel",
+    "SharedGroup",
+    "WAVEConfig",
+    "WAVEModel",
+    "freeze_bank_",
+    "get_scalers",
+    "save_as_lora",
+    "set_scalers_",
+    "shared_groups",
+    "to_lora",
+]

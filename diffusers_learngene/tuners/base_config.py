@@ -5,11 +5,13 @@ A config may come from a stranger's JSON, so that every field is checked for typ
 allocated, and no field names a module to import, a path or a URL.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
+
+from ..blocks import Group
 
 
 Mode = Literal["add", "generate"]
@@ -23,7 +25,7 @@ MAX_NUMBERS = 2**31
 
 @dataclass
 class LearngeneConfig(PeftConfig):
-    """Fields of every learngene method; `WAVEConfig` documents the whole.
+    """Fields of every learngene method; `WAVEConfig` and `FINEConfig` document the whole.
 
     Args:
         target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
@@ -78,6 +80,25 @@ class LearngeneConfig(PeftConfig):
                 f"layers_to_transform has no effect on a regular expression (target_modules={self.target_modules!r}): "
                 "give target_modules as a list, or the layer numbers in the expression."
             )
+
+    # Name of the field that sets the sizes of groups one by one.
+    pattern_name: ClassVar[str]
+
+    def size_of(self, group: Group) -> tuple[int, ...]:
+        """Size of the bank of a group.
+
+        Raises:
+            ValueError: it does not fit the group.
+        """
+        raise NotImplementedError
+
+    def check_groups(self, groups: Sequence[Group]) -> None:
+        """Raise a ValueError if the config does not fit the groups of a model."""
+        keys = [group.key for group in groups]
+        if unknown := set(getattr(self, self.pattern_name) or ()) - set(keys):
+            raise ValueError(f"{self.pattern_name} names the groups {sorted(unknown)}, but this model has {keys}.")
+        for group in groups:
+            self.size_of(group)
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON has them; sets are sorted, so that equal configs make equal files."""

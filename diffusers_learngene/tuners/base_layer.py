@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer of every learngene method: merging, scaling, modes and layouts; a method adds only its arithmetic.
-
-An adapter of a layer has two parts. The *bank* holds what the layers of a group share. It is a module that the first
-layer of the group registers, so that it is counted, saved and moved once; the other layers refer to that module (not
-to its tensors, which loading and casting replace) through a plain dict, which state dicts do not see and which
-deepcopy and pickle follow. The *scaler* holds what is the layer's own. Both are read by calling them, so that the
-hooks of accelerate and FSDP fire.
+"""The layer of every learngene method: merging, modes and layouts; a method adds only a bank's arithmetic.
 
     add       y = base(x) + scale * x f(bank, scaler)^T
     generate  y = scale * x f(bank, scaler)^T + bias, and the base layer keeps no weight in memory
@@ -14,160 +8,67 @@ Either is computed with f(...) built, or factored, whichever takes less arithmet
 """
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.utils.quantization_utils import quantization_extra_repr
 from torch import Tensor, nn
 
-from ..blocks import matrix_shape, matrix_to_weight
-from .base_config import LearngeneConfig
+from ..blocks import matrix_to_weight
+from .base_sharing import SharingLayer
 
 
-class Scaler(nn.Module):
-    """One tensor of a layer's own, `weight`, behind a call."""
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))
-
-    def forward(self) -> Tensor:
-        return self.weight
-
-
-class LearngeneLayer(nn.Module, BaseTunerLayer):
-    """A layer whose weight is one matrix, with adapters that share. A method sets `adapter_layer_names`.
-
-    Args:
-        base_layer: nn.Linear (quantised or not), transformers' Conv1D, or a 1x1 nn.Conv2d; may be wrapped already.
-        quantization: PEFT's `get_quantization_kwargs(...)` of the model.
-    """
-
-    # The bank's and the scaler's attribute, in this order; both start with the prefix of the method.
-    adapter_layer_names: tuple[str, ...]
-    # By adapter, none of it in the state dict: [bank], name of the group, factor, "add" or "generate".
-    other_param_names: tuple[str, ...] = ("bank_refs", "group_keys", "scaling", "modes")
-
-    if TYPE_CHECKING:  # PEFT's attributes and methods, which it does not type
-
-        def __getattr__(self, name: str) -> Any: ...
+class LearngeneLayer(SharingLayer):
+    """A layer whose weight is one matrix, with adapters that share; arguments as `SharingLayer`."""
 
     def __init__(self, base_layer: nn.Module, quantization: dict[str, Any] | None = None) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        shape = matrix_shape(base_layer)
-        if shape is None:
-            raise TypeError(f"The weight of {type(base_layer).__name__} is not one matrix.")
-        self.out_features, self.in_features = self.shape = shape
-        self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **(quantization or {}))
-        for name in self.adapter_layer_names:
-            setattr(self, name, nn.ModuleDict())
-        self.bank_refs: dict[str, list[nn.Module]] = {}
-        self.group_keys: dict[str, str] = {}
-        self.scaling: dict[str, float] = {}
-        self.modes: dict[str, str] = {}
-        self.merged_adapters: list[str] = []
+        super().__init__(base_layer, quantization)
         self._merged_scaling: dict[str, float] = {}
         self._weight_dropped = False
-        self._disable_adapters = False
 
-    # What a method adds
+    # f(bank, scaler)
 
     def _weight(self, adapter: str) -> Tensor:
         """f(bank, scaler), (out, in), times the adapter's scale."""
-        raise NotImplementedError
+        scaler = self._scaled(adapter)
+        return self.bank(adapter)(scaler, self.shape, self.offsets[adapter]).to(scaler.device)
 
     def _product(self, adapter: str, x: Tensor) -> Tensor:
         """x f(bank, scaler)^T, (..., in) -> (..., out), times the adapter's scale, without building f(...)."""
-        raise NotImplementedError
+        return self.bank(adapter)(self._scaled(adapter), self.shape, self.offsets[adapter], x).to(x.device)
 
     def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
         """Whether `_product` takes less than building the weight and multiplying `tokens` rows with it."""
-        raise NotImplementedError
+        return self.bank(adapter).product_is_cheaper(tokens, self.shape)
 
-    # Adapters
-
-    @property
-    def banks(self) -> nn.ModuleDict:
-        """The banks that this layer owns, by adapter."""
-        return getattr(self, self.adapter_layer_names[0])
-
-    @property
-    def scalers(self) -> nn.ModuleDict:
-        """The layer's own part of every adapter."""
-        return getattr(self, self.adapter_layer_names[1])
-
-    @property
-    def r(self) -> dict[str, float]:
-        """Adapters of the layer; diffusers counts them under this name to number the next."""
-        return self.scaling
-
-    def bank(self, adapter: str) -> nn.Module:
-        """The bank that the layer shares with its group."""
-        return self.bank_refs[adapter][0]
-
-    def update_layer(
-        self,
-        adapter: str,
-        group_key: str,
-        bank: nn.Module,
-        scaler: nn.Module,
-        config: LearngeneConfig,
-        *,
-        owns_bank: bool,
-    ) -> None:
-        """Add an adapter; the tuner has checked that it fits."""
-        self.scalers[adapter] = scaler
-        if owns_bank:
-            self.banks[adapter] = bank
-        self.bank_refs[adapter] = [bank]
-        self.group_keys[adapter] = group_key
-        self.scaling[adapter] = 1.0
-        self.modes[adapter] = config.mode
-        # To the base layer's device and dtype, as in PEFT, which then raises half precision to fp32 if it is to.
-        BaseTunerLayer._move_adapter_to_device_of_base_layer(self, adapter)
-        if config.mode == "generate":
-            self._drop_weight()
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move only: PEFT calls this after loading as well, where its cast would round the weights of the file."""
-        device = self.weight.device if device is None else device
-        if device.type == "meta":
-            return
-        for modules in (self.banks, self.scalers):
-            if adapter_name in modules and not any(p.is_meta for p in modules[adapter_name].parameters()):
-                modules[adapter_name].to(device)
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Set the adapter's factor; adapters that the layer does not have are passed over."""
-        if adapter in self.scaling:
-            self.scaling[adapter] = float(scale)
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the factors of the active adapters."""
-        for adapter in self._active():
-            self.scaling[adapter] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the factors of the active adapters; None sets them to 1."""
-        for adapter in self._active():
-            self.scaling[adapter] = 1.0 if scale is None else self.scaling[adapter] / scale
-
-    def _active(self) -> list[str]:
-        return [adapter for adapter in self.active_adapters if adapter in self.scaling]
+    def _scaled(self, adapter: str) -> Tensor:
+        """The scaler times the adapter's scale: f is linear in it."""
+        scaler, scale = self.scaler(adapter)(), self.scaling[adapter]
+        return scaler if scale == 1.0 else scaler * scale
 
     # Base weight
 
-    def _drop_weight(self) -> None:
+    def drop_weight(self) -> None:
+        """Free the base layer's weight: an adapter generates it."""
         base = self.get_base_layer()
-        weight = base.weight
-        # Not setattr: PEFT may be injecting under a patch that sends every new parameter to the meta device.
-        empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        base._parameters["weight"] = nn.Parameter(empty, requires_grad=False)
+        weight = base._parameters.pop("weight", None)
+        if weight is not None:
+            # Its device and dtype go on being asked for. A buffer that is not saved, because an empty parameter would
+            # be looked for by whoever loads a state dict; not on the meta device, because nothing will ever fill it.
+            device = torch.device("cpu") if weight.is_meta else weight.device
+            base.register_buffer("weight", torch.empty(0, dtype=weight.dtype, device=device), persistent=False)
         self._weight_dropped = True
+
+    def _restore_weight(self, weight: Tensor) -> None:
+        """Give the base layer a weight again, in its old place, the first of its parameters."""
+        base = self.get_base_layer()
+        others = dict(base._parameters)
+        base._parameters.clear()
+        del base.weight
+        base.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        base._parameters.update(others)
 
     def check_has_weight(self, adapters: list[str]) -> None:
         """Raise a RuntimeError unless the layer has a weight with only these adapters on."""
@@ -205,7 +106,10 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
                 weight = (base + weight if self.modes[name] == "add" else weight).to(base.dtype)
             if safe_merge and not torch.isfinite(weight).all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            self.set_base_weight(weight)
+            if self.modes[name] == "generate":
+                self._restore_weight(weight)
+            else:
+                self.set_base_weight(weight)
             self.merged_adapters.append(name)
             self._merged_scaling[name] = self.scaling[name]
 
@@ -215,7 +119,7 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         if any(self.modes[name] == "generate" for name in self.merged_adapters):
-            self._drop_weight()
+            self.drop_weight()
             self.merged_adapters.clear()
         while self.merged_adapters:
             name = self.merged_adapters.pop()
@@ -264,8 +168,8 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
         return self._linear(x, self._weight(adapter).to(x.dtype), None)
 
     def _generate(self, adapter: str, x: Tensor) -> Tensor:
-        base = self.get_base_layer()
-        dtype = base.weight.dtype
+        # x has the dtype that the base layer computes in, be it its own, FSDP's or that of a hook on it.
+        dtype = x.dtype
         if not self._product_is_cheaper(adapter, x.numel() // self.in_features):
             return self._linear(x, self._weight(adapter).to(dtype), self._base_bias())
         result = self._product(adapter, self._cast_input_dtype(x, self._adapter_dtype(adapter)))
@@ -275,7 +179,7 @@ class LearngeneLayer(nn.Module, BaseTunerLayer):
         return (result if bias is None else result + bias).to(dtype)
 
     def _adapter_dtype(self, adapter: str) -> torch.dtype:
-        return next(self.scalers[adapter].parameters()).dtype
+        return self.scaler(adapter).weight.dtype
 
     # Layout of the base layer: here, linear layers
 

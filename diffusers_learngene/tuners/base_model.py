@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Injects the layers of a learngene method into a model: which layers, which groups, who owns the bank.
+"""Injects the layers of a learngene method into a model: which layers, which groups, who shares and owns what.
 
 All of it is decided before the model is touched, so that a config which does not fit leaves the model as it was. The
 tuner object keeps no tensors: diffusers and transformers throw it away after the injection.
@@ -7,6 +7,7 @@ tuner object keeps no tensors: diffusers and transformers throw it away after th
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,28 +20,30 @@ from peft.tuners.tuners_utils import (
     check_target_module_exists,
 )
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
-from torch import nn
+from torch import Tensor, nn
 
 from ..blocks import Group, Matrix, default_targets, find_stacks, group_modules, matrix_shape, unwrap
 from .base_config import LearngeneConfig
 from .base_layer import LearngeneLayer
+from .base_sharing import Bank, Scaler, share_key
+from .weighted import WeightedSum
 
 
 @dataclass
 class SharedGroup:
-    """A group as it lies in a model: its name, its bank, and the layers that use it, by module name."""
+    """A bank as it lies in a model: the name of what shares it, and the layers that use it, by module name."""
 
     key: str
-    bank: nn.Module
+    bank: Bank
     layers: dict[str, LearngeneLayer] = field(default_factory=dict)
 
 
 def shared_groups(model: nn.Module, adapter_name: str = "default") -> dict[str, SharedGroup]:
-    """The groups of an adapter, by name. (To shard a model with FSDP, wrap each group's bank before the blocks.)"""
+    """The banks of an adapter, by name. (To shard a model with FSDP, wrap each bank before the blocks.)"""
     groups: dict[str, SharedGroup] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LearngeneLayer) and adapter_name in layer.bank_refs:
-            key = layer.group_keys[adapter_name]
+            key = layer.bank_keys[adapter_name]
             group = groups.setdefault(key, SharedGroup(key, layer.bank(adapter_name)))
             group.layers[name] = layer
     return groups
@@ -60,12 +63,20 @@ def check_droppable(name: str, module: nn.Module, quantization: dict[str, Any]) 
         raise ValueError(f'mode="generate" cannot replace the weight of {name}, because {reason}.')
 
 
+def is_zero(module: nn.Module) -> bool:
+    """Whether the weight of a layer is there to be read, and all zero."""
+    weight = unwrap(module).weight
+    return isinstance(weight, Tensor) and weight.numel() > 0 and not weight.is_meta and not weight.any()
+
+
 @dataclass
 class _Plan:
-    """What one injection is about to do: the group and the matrix of every targeted module, and the banks so far."""
+    """What one injection is about to do: group, matrix and offset of every targeted module, and what it has made."""
 
-    targets: dict[str, tuple[Group, Matrix]]
-    banks: dict[str, nn.Module] = field(default_factory=dict)
+    targets: dict[str, tuple[Group, Matrix, int]]
+    zeros: set[str]  # modules whose weight is to be generated and is zero so far
+    banks: dict[str, Bank] = field(default_factory=dict)
+    scalers: dict[str, Scaler] = field(default_factory=dict)
 
 
 class LearngeneModel(BaseTuner):
@@ -79,16 +90,12 @@ class LearngeneModel(BaseTuner):
 
     # What a method adds
 
-    def _check_config(self, config: Any, groups: list[Group]) -> None:
-        """Raise a ValueError if the config does not fit these groups; called before anything is changed."""
-        raise NotImplementedError
-
-    def _create_bank(self, config: Any, group: Group) -> nn.Module:
+    def _create_bank(self, config: Any, group: Group) -> Bank:
         """The initialised bank of a group (on the meta device if that is where parameters are now being made)."""
         raise NotImplementedError
 
-    def _create_scaler(self, config: Any, bank: Any, matrix: Matrix) -> nn.Module:
-        """The initialised scaler of one layer."""
+    def _create_scaler(self, config: Any, bank: Any, group: Group, matrix: Matrix) -> Scaler:
+        """The scaler of a matrix, or of its layer, at random."""
         raise NotImplementedError
 
     # Which layers
@@ -159,6 +166,8 @@ class LearngeneModel(BaseTuner):
         """As `BaseTuner.inject_adapter`; all or nothing."""
         self._stacks = tuple(find_stacks(model))
         self._named_in_file: set[str] | None = None
+        if self.tuner_layer_cls.scaler_scope != "matrix":
+            state_dict = None  # a file does not name every layer; the config does
         if state_dict is not None:
             names = {key.rsplit(f".{self.prefix}", 1)[0] for key in state_dict}
             self._named_in_file = {name.removeprefix("_orig_mod.") for name in names}
@@ -171,18 +180,22 @@ class LearngeneModel(BaseTuner):
                 state_dict=state_dict,
             )
         finally:
-            self._plan = _Plan({})
+            self._plan = _Plan({}, set())
             self._named_in_file = None
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         names = self._targeted(peft_config, model)
         groups = group_modules(model, names, peft_config.share_qkv)
         if groups:
-            self._check_config(peft_config, groups)
+            peft_config.check_groups(groups)
+        modules = {name: model.get_submodule(name) for name in names}
+        zeros = set()
         if peft_config.mode == "generate":
-            for name in names:
-                check_droppable(name, model.get_submodule(name), get_quantization_kwargs(self))
-        self._plan = _Plan({matrix.name: (group, matrix) for group in groups for matrix in group.matrices})
+            for name, module in modules.items():
+                check_droppable(name, module, get_quantization_kwargs(self))
+            zeros = {name for name, module in modules.items() if is_zero(module)}
+        places = [(group, *place) for group in groups for place in zip(group.matrices, group.offsets, strict=True)]
+        self._plan = _Plan({matrix.name: (group, matrix, offset) for group, matrix, offset in places}, zeros)
 
     def _create_and_replace(
         self,
@@ -194,19 +207,40 @@ class LearngeneModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        group, matrix = self._plan.targets[current_key]
-        owns_bank = group.key not in self._plan.banks
+        plan, layer_cls = self._plan, self.tuner_layer_cls
+        group, matrix, offset = plan.targets[current_key]
+        bank_key = share_key(layer_cls.bank_scope, group, matrix)
+        owns_bank = bank_key not in plan.banks
         if owns_bank:
-            self._plan.banks[group.key] = self._create_bank(peft_config, group)
-        bank = self._plan.banks[group.key]
-        scaler = self._create_scaler(peft_config, bank, matrix)
-        if isinstance(target, self.tuner_layer_cls):
+            plan.banks[bank_key] = self._create_bank(peft_config, group)
+        scaler_key = share_key(layer_cls.scaler_scope, group, matrix)
+        owns_scaler = scaler_key not in plan.scalers
+        if owns_scaler:
+            scaler = self._create_scaler(peft_config, plan.banks[bank_key], group, matrix)
+            users = [m.name for m in group.matrices if share_key(layer_cls.scaler_scope, group, m) == scaler_key]
+            # Added, the adapter starts as the identity; generated, what is zero (DiT's adaLN-Zero) as zero. Gradients
+            # reach the scaler, and from then on the bank.
+            if plan.zeros.issuperset(users) if peft_config.mode == "generate" else peft_config.init_weights:
+                nn.init.zeros_(scaler.weight)
+            plan.scalers[scaler_key] = scaler
+        if isinstance(target, layer_cls):
             layer = target
         else:
             layer_cls = self.conv_cls if isinstance(unwrap(target), nn.Conv2d) else self.linear_cls
             layer = layer_cls(target, get_quantization_kwargs(self))
             layer.set_adapter(adapter_name)
-        layer.update_layer(adapter_name, group.key, bank, scaler, peft_config, owns_bank=owns_bank)
+        layer.update_layer(
+            adapter_name,
+            plan.banks[bank_key],
+            plan.scalers[scaler_key],
+            peft_config,
+            bank_key=bank_key,
+            offset=offset,
+            owns_bank=owns_bank,
+            owns_scaler=owns_scaler,
+        )
+        if peft_config.mode == "generate":
+            layer.drop_weight()
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter: PEFT trains the active ones only
@@ -224,3 +258,23 @@ class LearngeneModel(BaseTuner):
                 names = (layer.active_adapters if adapter_names is None else adapter_names) if merge else []
                 layer.check_has_weight(list(dict.fromkeys([*layer.merged_adapters, *names])))
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    # Several adapters
+
+    def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
+        """Add the weighted sum of adapters, exactly, as a new adapter, which is not active yet.
+
+        Args:
+            adapters: names. They may have other targets and sizes; their modes have to be the same.
+            weights: one number each; the adapters' present scales count as well.
+            adapter_name: of the sum.
+
+        Raises:
+            ValueError: the name is taken, or there is no such sum (`weighted.WeightedSum`). The model is as it was.
+        """
+        if adapter_name in self.peft_config:
+            raise ValueError(f"There is an adapter {adapter_name!r} already: choose another adapter_name.")
+        weighted = WeightedSum(self.model, adapters, weights)
+        self.peft_config[adapter_name] = weighted.config
+        self.inject_adapter(self.model, adapter_name)
+        weighted.fill_(self.model, adapter_name)

@@ -3,12 +3,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["diffusers-learngene"]
 # ///
-"""What WAVE costs in time and memory, as ratios to what people use instead. (No GPU, no data, no downloads.)
+"""What WAVE and FINE cost in time and memory, as ratios to what people use instead. (No GPU, no data, no downloads.)
 
-    python examples/benchmark/speed.py                       # everything: 8 minutes and 12 GB on two cores
-    python examples/benchmark/speed.py --sections step add
+    python examples/benchmark/speed.py                       # everything: a quarter of an hour and 12 GB on two cores
+    python examples/benchmark/speed.py --sections step add --methods wave
 
-step       a training step of a DiT whose weights are generated from templates / of the dense DiT
+step       a training step of a DiT whose weights are generated from a bank / of the dense DiT
+adapters   a training step of a DiT with a FINE adapter / with PEFT's LoRA and VeRA
 add        forward + backward of a frozen layer with a WAVE adapter / with PEFT's LoKr of the same factors
 condense   DiT-XL/2 -> learngene -> half its depth: seconds, and the memory this takes beside the model's
 memory     a descendant of DiT-B/2 / the dense DiT: numbers kept, peak memory of inference and of training
@@ -29,13 +30,17 @@ from itertools import accumulate
 from pathlib import Path
 
 
-SECTIONS = ("step", "add", "condense", "memory", "penalty")
+SECTIONS = ("step", "adapters", "add", "condense", "memory", "penalty")
+METHODS = ("wave", "fine")
 COLUMNS = ("comparison", "ours", "theirs", "unit", "ratio", "target", "met")
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of the sections for both"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison")
     parser.add_argument("--output_dir", type=Path, default="outputs/speed")
     parser.add_argument("--seed", type=int, default=0)
@@ -48,16 +53,18 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write into
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from diffusers import DiTTransformer2DModel  # noqa: E402
-from peft import LoKrConfig, get_peft_model  # noqa: E402
+from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from diffusers_learngene import Learngene, WAVEConfig  # noqa: E402
+from diffusers_learngene import FINEConfig, Learngene, WAVEConfig  # noqa: E402
 from diffusers_learngene.dit import DIT_SIZES  # noqa: E402
 from diffusers_learngene.functional import wave  # noqa: E402
+from diffusers_learngene.methods import Start  # noqa: E402
 from diffusers_learngene.models import empty_model, tensors_of  # noqa: E402
 from diffusers_learngene.training.condensing import ElasticModel  # noqa: E402
 from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
+from diffusers_learngene.tuners.base_config import LearngeneConfig  # noqa: E402
 
 
 def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -124,16 +131,45 @@ def training_step(model: nn.Module, call: Callable, batch: dict[str, Tensor]) ->
     return step
 
 
+def generating() -> dict[str, LearngeneConfig]:
+    """Configs of the methods that were asked for."""
+    configs: dict[str, LearngeneConfig] = {"wave": WAVEConfig(mode="generate"), "fine": FINEConfig(mode="generate")}
+    return {name.upper(): configs[name] for name in args.methods}
+
+
 def step(rounds: int) -> list[dict]:
     """DiT-S/2's widths, 4 blocks, 256 tokens, batch 16."""
     dense, batch = random_dit("S", num_layers=4), dit_batch(16)
-    learngene = Learngene.condense(dense)
-    sides = {"templates and scalers": learngene.descend().requires_grad_(True), "scalers only": learngene.descend()}
-    steps = {name: training_step(model, model, batch) for name, model in sides.items()}
-    elastic = ElasticModel(learngene, [{}])
-    steps["as training.condensing does"] = training_step(elastic, partial(elastic, 0), batch)
+    steps = {}
+    for name, config in generating().items():
+        learngene = Learngene.condense(dense, config)
+        sides = {"bank and scalers": learngene.descend().requires_grad_(True), "scalers only": learngene.descend()}
+        steps |= {f"{name}, {key}": training_step(model, model, batch) for key, model in sides.items()}
+        elastic = ElasticModel(learngene, [{}])
+        steps[f"{name}, as training.condensing does"] = training_step(elastic, partial(elastic, 0), batch)
     seconds = take_turns({"dense": training_step(dense, dense, batch), **steps}, rounds)
     return [timing(f"training step: {name} / dense", seconds[name], seconds["dense"], 1.10) for name in steps]
+
+
+def adapters(rounds: int) -> list[dict]:
+    """DiT-S/2's widths, 4 blocks, 256 tokens, batch 16. FINE shares U and V: for LoRA's trainable numbers it has four
+    times LoRA's rank here, and with L layers L times; VeRA trains two vectors a matrix, whatever its rank."""
+    batch, models = dit_batch(16), {}
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "norm1.linear"]
+    configs: dict[str, PeftConfig] = {
+        "FINE r=64": FINEConfig(r=64, target_modules=targets),
+        "LoRA r=15": LoraConfig(r=15, target_modules=targets),
+        "VeRA r=256": VeraConfig(r=256, target_modules=targets),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(args.seed)
+        models[name] = get_peft_model(random_dit("S", num_layers=4), config)
+    numbers = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
+    seconds = take_turns({name: training_step(model, model, batch) for name, model in models.items()}, rounds)
+    ours, *others = models
+    return [
+        row(f"trainable numbers: {ours} / {other}", numbers[ours] / 1e6, numbers[other] / 1e6, "M") for other in others
+    ] + [timing(f"training step: {ours} / {other}", seconds[ours], seconds[other], 1.10) for other in others]
 
 
 def with_adapters(in_features: int, out_features: int) -> dict[str, nn.Module]:
@@ -184,31 +220,38 @@ def condense(_: int) -> list[dict]:
     model = random_dit("XL")
     size = parameter_bytes(model)
     rows: list[dict] = []
-    for name, whole_layers in (("whole layers", True), ("SVD", False)):
-        make = partial(Learngene.condense, model, whole_layers=whole_layers)
-        rows.append(row(f"condense(DiT-XL/2), {name} / a minute", seconds_of(make), 60.0, "s", 1.0))
-        rows.append(row(f"peak of it beside the model, {name} / model", peak_bytes(make) / 1e9, size / 1e9, "GB"))
-    learngene = Learngene.condense(model)
-    half = seconds_of(partial(learngene.descend, num_layers=14))
-    rows.append(row("descend(num_layers=14) / ten seconds", half, 10.0, "s", 1.0))
-    return [*rows, row("numbers: learngene / DiT-XL/2", learngene.num_parameters / 1e6, size / 4e6, "M")]
+    starts: tuple[Start, ...] = ("layers", "fit")
+    for name, config in generating().items():
+        for start in starts:
+            make, title = partial(Learngene.condense, model, config, start=start), f'{name}, start="{start}"'
+            rows.append(row(f"condense(DiT-XL/2), {title} / a minute", seconds_of(make), 60.0, "s", 1.0))
+            rows.append(row(f"peak of it beside the model, {title} / model", peak_bytes(make) / 1e9, size / 1e9, "GB"))
+        learngene = Learngene.condense(model, config)
+        half = seconds_of(partial(learngene.descend, num_layers=14))
+        rows.append(row(f"{name}: descend(num_layers=14) / ten seconds", half, 10.0, "s", 1.0))
+        rows.append(row(f"numbers: {name} learngene / DiT-XL/2", learngene.num_parameters / 1e6, size / 4e6, "M"))
+    return rows
 
 
 def memory(_: int) -> list[dict]:
     """DiT-B/2, batch 2; a training step holds the weights, gradients, AdamW's two moments and the activations."""
-    dense, batch = random_dit("B"), dit_batch(2)
-    learngene = Learngene.condense(dense)
-    models = {"dense": dense, "descend": learngene.descend(), "condense": learngene.descend().requires_grad_(True)}
-    kept = {key: parameter_bytes(model) / 1e6 for key, model in models.items()}
-    rows = [row("numbers: descendant of DiT-B/2 / dense", kept["descend"] / 4, kept["dense"] / 4, "M", 0.5)]
+    dense, batch, rows = random_dit("B"), dit_batch(2), []
     infer = torch.no_grad()(lambda model: model(**batch))
-    peak = {key: kept[key] + peak_bytes(partial(infer, model)) / 1e6 for key, model in models.items()}
-    rows.append(row("peak of inference: descendant / dense", peak["descend"], peak["dense"], "MB", 0.5))
-    for key, model in models.items():
-        run = training_step(model, model, batch)
-        peak[key] = kept[key] + peak_bytes(lambda: (run(), run())) / 1e6  # noqa: B023
-    for key, name in (("descend", "scalers only"), ("condense", "templates and scalers")):
-        rows.append(row(f"peak of training: {name} / dense", peak[key], peak["dense"], "MB", 1.0))
+    theirs = parameter_bytes(dense) / 1e6
+    theirs_inferring = theirs + peak_bytes(partial(infer, dense)) / 1e6
+    run = training_step(dense, dense, batch)
+    theirs_training = theirs + peak_bytes(lambda: (run(), run())) / 1e6
+    for name, config in generating().items():
+        learngene = Learngene.condense(dense, config)
+        model = learngene.descend()
+        kept = parameter_bytes(model) / 1e6
+        inferring = kept + peak_bytes(partial(infer, model)) / 1e6
+        rows.append(row(f"{name}: numbers of a descendant / dense DiT-B/2", kept / 4, theirs / 4, "M", 0.5))
+        rows.append(row(f"{name}: peak of inference / dense", inferring, theirs_inferring, "MB", 0.5))
+        for kind, trained in (("scalers only", model), ("bank and scalers", learngene.descend().requires_grad_(True))):
+            run = training_step(trained, trained, batch)
+            peak = kept + peak_bytes(lambda: (run(), run())) / 1e6  # noqa: B023
+            rows.append(row(f"{name}: peak of training, {kind} / dense", peak, theirs_training, "MB", 1.05))
     return rows
 
 

@@ -26,7 +26,9 @@ class Example:
         self.path, self.tiny = ROOT / "examples" / name, tiny.split()
         spec = importlib.util.spec_from_file_location(self.path.stem, self.path)
         self.module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.module)
+        with pytest.MonkeyPatch.context() as patch:  # as Python does for a script
+            patch.syspath_prepend(str(self.path.parent))
+            spec.loader.exec_module(self.module)
 
     def __call__(self, *arguments):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -44,14 +46,21 @@ class Example:
         )
 
 
+TINY = (
+    "--num_layers 2 --num_attention_heads 2 --attention_head_dim 8 --ancestry_train_steps 4 --max_train_steps 4 "
+    "--descend_train_steps 4 --scaler_train_steps 2 --num_samples 20 --num_inference_steps 2 --train_batch_size 8 "
+    "--lr_warmup_steps 0 --checkpointing_steps 2"
+)
+
+
 @pytest.fixture(scope="module")
 def train_wave():
-    return Example(
-        "train_wave.py",
-        "--num_layers 2 --num_attention_heads 2 --attention_head_dim 8 --ancestry_train_steps 4 --max_train_steps 4 "
-        "--descend_train_steps 4 --scaler_train_steps 2 --num_samples 20 --num_inference_steps 2 --train_batch_size 8 "
-        "--lr_warmup_steps 0 --checkpointing_steps 2",
-    )
+    return Example("train_wave.py", TINY)
+
+
+@pytest.fixture(scope="module")
+def train_fine():
+    return Example("train_fine.py", TINY)
 
 
 @pytest.fixture(scope="module", autouse=True)

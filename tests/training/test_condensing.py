@@ -4,16 +4,16 @@
 import pytest
 import torch
 
-from ancestries import ancestry, depth, learngene, lossless, width
+from ancestries import ancestry, depth, each_method, learngene, lossless, width
 from diffusers_learngene import Learngene
 from diffusers_learngene.training.condensing import ElasticModel
 from models import run
 
 
-def condensed(name, *factors):
+def condensed(name, *factors, method="wave"):
     """A learngene with tensors of their own for some more widths."""
     model = ancestry(name).model
-    return Learngene.condense(model, lossless(model), widths=[width(name, factor) for factor in factors])
+    return Learngene.condense(model, lossless(model, method), widths=[width(name, factor) for factor in factors])
 
 
 def at(elastic, size):
@@ -25,10 +25,11 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
+@each_method
 @pytest.mark.parametrize("name", ["dit", "sd3", "sana", "gpt2", "llama"])
-def test_a_size_computes_what_its_descendant_does(name):
+def test_a_size_computes_what_its_descendant_does(name, method):
     """Every size, of several depths and widths; also after a step of training, whatever the step did."""
-    one = condensed(name, 2, 0.5)
+    one = condensed(name, 2, 0.5, method=method)
     sizes = [{}, depth(name, 2), depth(name, 5), width(name, 2), {**width(name, 0.5), **depth(name, 4)}]
     elastic, inputs = ElasticModel(one, sizes).eval(), ancestry(name).inputs
     for size, overrides in enumerate(sizes):
@@ -43,8 +44,9 @@ def test_a_size_computes_what_its_descendant_does(name):
         assert not torch.allclose(output, run(one.descend(**sizes[size]).eval(), inputs))
 
 
-def test_its_parameters_are_the_tensors_of_the_learngene():
-    one = condensed("dit", 2)
+@each_method
+def test_its_parameters_are_the_tensors_of_the_learngene(method):
+    one = condensed("dit", 2, method=method)
     before = {key: value.clone() for key, value in one.tensors.items()}
     elastic = ElasticModel(one, [{}, {"num_layers": 6}])
     assert sum(parameter.numel() for parameter in elastic.parameters()) == one.num_parameters
@@ -56,17 +58,18 @@ def test_its_parameters_are_the_tensors_of_the_learngene():
     assert all(torch.equal(one.tensors[key], value) for key, value in before.items())  # it works on copies
 
 
+@each_method
 @pytest.mark.parametrize("name", ["dit", "llama"])
-def test_gradients(name):
+def test_gradients(name, method):
     """A size reaches all templates and the tensors of its own width, of the layers that it selects."""
-    elastic = ElasticModel(condensed(name, 2), [depth(name, 2), {**width(name, 2), **depth(name, 4)}])
+    elastic = ElasticModel(condensed(name, 2, method=method), [depth(name, 2), {**width(name, 2), **depth(name, 4)}])
     for size, (own, other) in enumerate([("sizes/0/", "sizes/1/"), ("sizes/1/", "sizes/0/")]):
         elastic.zero_grad()
         run(at(elastic, size), ancestry(name).inputs).square().mean().backward()
         for key, parameter in elastic.tensors.items():
             if key.startswith(other):
                 assert parameter.grad is None, key
-            elif key.startswith("templates/") or "/scalers/" in key or key.endswith(("/bias", "norm/weight")):
+            elif not key.startswith("sizes/") or "/scalers/" in key or key.endswith(("/bias", "norm/weight")):
                 assert parameter.grad.isfinite().all() and parameter.grad.any(), key
         scalers = next(p.grad for key, p in elastic.tensors.items() if key.startswith(f"{own}scalers/"))
         used = scalers.flatten(1).any(1)
@@ -112,11 +115,12 @@ def test_an_unknown_width_is_refused_with_the_way_out():
         ElasticModel(learngene("dit"), [{"layers": 4}])
 
 
+@each_method
 @pytest.mark.parametrize("name", ["dit", "vit"])
-def test_gradient_checkpointing_changes_no_gradient(name):
+def test_gradient_checkpointing_changes_no_gradient(name, method):
     gradients = []
     for checkpointing in (False, True):
-        elastic = ElasticModel(learngene(name), [depth(name, 4)]).train()
+        elastic = ElasticModel(learngene(name, method), [depth(name, 4)]).train()
         if checkpointing:
             elastic.enable_gradient_checkpointing()
         torch.manual_seed(0)

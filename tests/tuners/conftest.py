@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftConfig
 
-from diffusers_learngene import WAVEConfig
+from diffusers_learngene import FINEConfig, WAVEConfig
 from models import MODELS, Tiny
 
 
@@ -35,17 +35,24 @@ METHODS: dict[str, Method] = {
     "wave-apart": Method(WAVEConfig, {"init_weights": False, "share_qkv": False, "template_size": 4}),
     "wave-generate": Method(WAVEConfig, {"mode": "generate"}),
     "wave-generate-odd": Method(WAVEConfig, {"mode": "generate", "num_templates": 6, "template_size": (5, 3)}),
+    "fine": Method(FINEConfig, {"init_weights": False}),
+    "fine-odd": Method(FINEConfig, {"init_weights": False, "r": 5}),
+    "fine-apart": Method(FINEConfig, {"init_weights": False, "share_qkv": False, "r": 4}),
+    "fine-generate": Method(FINEConfig, {"mode": "generate"}),
+    "fine-generate-wide": Method(FINEConfig, {"mode": "generate", "r": 40}),
 }
 ADDERS = [name for name, method in METHODS.items() if method.arguments.get("mode") != "generate"]
 GENERATORS = [name for name in METHODS if name not in ADDERS]
 
 
-# Every model with two methods, and every method on three models: a diffuser, transposed weights, convolutions.
+# Every model with one added and one generated adapter of each kind, and every kind on three models: a diffuser,
+# transposed weights, convolutions.
 PAIRS = [
     (model, method)
     for model in MODELS
     for method in METHODS
-    if model in ("dit", "gpt2", "conv2d") or method in ("wave-odd", "wave-generate-odd")
+    if model in ("dit", "gpt2", "conv2d")
+    or method in ("wave-odd", "wave-generate-odd", "fine-odd", "fine-generate-wide")
 ]
 
 
@@ -76,5 +83,6 @@ def generator(request: pytest.FixtureRequest) -> Method:
 @pytest.fixture(params=[True, False], ids=["factored", "built"])
 def factored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both ways to compute a product, whichever is cheaper."""
-    monkeypatch.setattr("diffusers_learngene.functional.wave.apply_is_cheaper", lambda *_: request.param)
+    for kind in ("wave", "fine"):
+        monkeypatch.setattr(f"diffusers_learngene.functional.{kind}.apply_is_cheaper", lambda *_: request.param)
     return request.param

@@ -6,6 +6,7 @@
 Each check prints "name ok" or "name" and what went wrong.
 """
 
+import itertools
 import sys
 import traceback
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-from diffusers_learngene import WAVEConfig  # noqa: E402
+from diffusers_learngene import FINEConfig, WAVEConfig  # noqa: E402
 from diffusers_learngene.blocks import find_stacks  # noqa: E402
 from diffusers_learngene.tuners.base_model import shared_groups  # noqa: E402
 from models import MODELS, Tiny, run  # noqa: E402
@@ -30,10 +31,13 @@ from models import MODELS, Tiny, run  # noqa: E402
 WORLD = 2
 
 
-def adapted(name: str, mode: str) -> Tiny:
+METHODS = {"wave": WAVEConfig, "fine": FINEConfig}
+
+
+def adapted(name: str, method: str, mode: str) -> Tiny:
     tiny = MODELS[name]()
     torch.manual_seed(0)
-    tiny.model = get_peft_model(tiny.model, WAVEConfig(mode=mode, init_weights=False))
+    tiny.model = get_peft_model(tiny.model, METHODS[method](mode=mode, init_weights=False))
     return tiny
 
 
@@ -64,8 +68,8 @@ def shard(model: nn.Module) -> nn.Module:
     return fully_shard(model)
 
 
-def check(name: str, mode: str, kind: str, rank: int) -> None:
-    reference, tiny = adapted(name, mode), adapted(name, mode)
+def check(name: str, method: str, mode: str, kind: str, rank: int) -> None:
+    reference, tiny = adapted(name, method, mode), adapted(name, method, mode)
     expected = step(reference.model, reference.inputs).chunk(WORLD)[rank]
     inputs = {key: value.chunk(WORLD)[rank] for key, value in tiny.inputs.items()}
     if kind == "checkpointed":
@@ -88,13 +92,13 @@ def main(rank: int, init_file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=WORLD)
     for kind in ("ddp", "checkpointed", "fsdp2"):
         for name in ("dit",) if kind == "checkpointed" else ("mlp", "dit"):
-            for mode in ("add", "generate"):
+            for method, mode in itertools.product(METHODS, ("add", "generate")):
                 try:
-                    check(name, mode, kind, rank)
+                    check(name, method, mode, kind, rank)
                     outcome = "ok"
                 except Exception:
                     outcome = traceback.format_exc()
-                print(f"{kind}-{name}-{mode} {outcome}", flush=True)
+                print(f"{kind}-{name}-{method}-{mode} {outcome}", flush=True)
                 dist.barrier()
     dist.destroy_process_group()
 

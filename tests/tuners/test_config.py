@@ -2,9 +2,11 @@
 """Configs: refused before anything is allocated, and the same after a trip through JSON."""
 
 import pytest
+import torch
 from peft import PeftConfig, get_peft_model
+from torch import nn
 
-from diffusers_learngene import WAVEConfig
+from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.blocks import group_modules
 from models import MODELS
 
@@ -51,29 +53,59 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:60])
-def test_wrong_fields_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        WAVEConfig(**fields)
-
-
-RIGHT = [
-    {},
-    {"mode": "generate", "template_pattern": {"blocks.*.up": [3, 4, 5], "b": (1, 1, 1)}},
-    {"num_templates": 3, "template_size": (4, 5), "target_modules": ["b", "a", "a"], "exclude_modules": ["c"]},
-    {"template_size": 7, "target_modules": "all-linear", "layers_to_transform": [0, 2], "layers_pattern": ["blocks"]},
-    {"target_modules": r".*\.up", "modules_to_save": ["head"], "bias": "learngene_only", "share_qkv": False},
-    {"layers_to_transform": 1, "exclude_modules": "x.*", "init_weights": False, "inference_mode": True},
+WRONG_FINE = [
+    ({"r": 0}, "r=0 must be a whole number"),
+    ({"r": -1}, "r=-1"),
+    ({"r": True}, "r=True"),
+    ({"r": 4.0}, "r=4.0"),
+    ({"r": "4"}, "r='4'"),
+    ({"r": 10**12}, "r=1000000000000"),
+    ({"rank_pattern": [4]}, "rank_pattern=\\[4\\] must map groups to ranks"),
+    ({"rank_pattern": {1: 4}}, "rank_pattern"),
+    ({"rank_pattern": {"a": 0}}, r"rank_pattern\['a'\]=0"),
+    ({"rank_pattern": {"a": [4]}}, r"rank_pattern\['a'\]=\[4\]"),
+    ({"rank_pattern": {"a": None}}, r"rank_pattern\['a'\]=None"),
+    *(case for case in WRONG if not any("template" in field for field in case[0])),
 ]
 
 
-@pytest.mark.parametrize("fields", RIGHT, ids=str)
-def test_json_round_trip_is_exact(fields, tmp_path):
-    config = WAVEConfig(**fields)
+@pytest.mark.parametrize(
+    ("config_cls", "fields", "message"),
+    [(WAVEConfig, *case) for case in WRONG] + [(FINEConfig, *case) for case in WRONG_FINE],
+    ids=lambda value: str(value)[:60],
+)
+def test_wrong_fields_are_named(config_cls, fields, message):
+    with pytest.raises(ValueError, match=message):
+        config_cls(**fields)
+
+
+COMMON = [
+    {},
+    {"target_modules": "all-linear", "layers_to_transform": [0, 2], "layers_pattern": ["blocks"]},
+    {"target_modules": r".*\.up", "modules_to_save": ["head"], "bias": "learngene_only", "share_qkv": False},
+    {"layers_to_transform": 1, "exclude_modules": "x.*", "init_weights": False, "inference_mode": True},
+]
+RIGHT = [
+    {"mode": "generate", "template_pattern": {"blocks.*.up": [3, 4, 5], "b": (1, 1, 1)}},
+    {"num_templates": 3, "template_size": (4, 5), "target_modules": ["b", "a", "a"], "exclude_modules": ["c"]},
+    {"template_size": 7},
+]
+RIGHT_FINE = [
+    {"mode": "generate", "rank_pattern": {"blocks.*.up": 3, "b": 4000}},
+    {"r": 3, "target_modules": ["b", "a", "a"], "exclude_modules": ["c"]},
+]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [WAVEConfig(**fields) for fields in COMMON + RIGHT] + [FINEConfig(**fields) for fields in COMMON + RIGHT_FINE],
+    ids=lambda config: str(config)[:60],
+)
+def test_json_round_trip_is_exact(config, tmp_path):
     config.save_pretrained(str(tmp_path))
     first = (tmp_path / "adapter_config.json").read_bytes()
     loaded = PeftConfig.from_pretrained(str(tmp_path))
-    assert type(loaded) is WAVEConfig and loaded == config
+    assert type(loaded) is type(config) and loaded == config
     loaded.save_pretrained(str(tmp_path))
     assert (tmp_path / "adapter_config.json").read_bytes() == first
 
@@ -88,8 +120,17 @@ def test_default_sizes(mode):
     groups = group_modules(model, [name.format(layer) for layer in range(3) for name in (q, k, v, ff)])
     sizes = [WAVEConfig(mode=mode).size_of(group) for group in groups]
     assert sizes == ([(8, 8, 8), (8, 8, 8)] if mode == "add" else [(24, 8, 8), (32, 8, 8)])
+    assert [FINEConfig(mode=mode).size_of(group) for group in groups] == [(16,), (16,)]
     (alone,) = group_modules(model, ["proj_out_2"])
     assert WAVEConfig(mode=mode).size_of(alone) == ((4, 8, 8))
+
+
+def test_default_rank():
+    """The smaller side, and in add mode no more than 64."""
+    model = nn.ModuleDict({"a": nn.Linear(100, 300), "b": nn.Linear(300, 50)})
+    groups = group_modules(model, model)
+    assert [FINEConfig().size_of(group) for group in groups] == [(64,), (50,)]
+    assert [FINEConfig(mode="generate").size_of(group) for group in groups] == [(100,), (50,)]
 
 
 def unchanged(make, config, message):
@@ -128,3 +169,26 @@ def test_pattern_may_crop_in_generate_mode_only():
 def test_pattern_with_an_unknown_group():
     message = r"names the groups \['up'\], but this model has \['blocks\.\*\.up', 'blocks\.\*\.down'\]"
     unchanged(MODELS["mlp"], WAVEConfig(template_pattern={"up": [1, 2, 3]}), message)
+
+
+def test_ranks_beyond_the_smaller_side():
+    """In add mode an error, unless it is said of the very group; in generate mode a dictionary of r matrices."""
+    unchanged(MODELS["mlp"], FINEConfig(r=21), r"r=21 is more than the smaller side of the 28 x 20 weight of blocks")
+    pattern = {"blocks.*.up": 50}
+    for config in (FINEConfig(rank_pattern=pattern), FINEConfig(mode="generate", rank_pattern=pattern, r=50)):
+        model = get_peft_model(MODELS["mlp"]().model, config)
+        assert model.base_model.model.blocks[2].up.bank("default").u.shape == (28, 50)
+    for mode in ("add", "generate"):
+        too_many = FINEConfig(mode=mode, rank_pattern={"blocks.*.up": 561})
+        unchanged(MODELS["mlp"], too_many, "r=561 components of 28 x 20 .* cannot be independent: lower it to 560")
+
+
+def test_a_rank_that_memory_has_not():
+    with torch.device("meta"):
+        model = nn.ModuleDict({"a": nn.Linear(100_000, 100_000)})
+    with pytest.raises(ValueError, match="A factor of a=.* asks for a tensor"):
+        get_peft_model(model, FINEConfig(mode="generate", target_modules=["a"]))
+
+
+def test_rank_pattern_with_an_unknown_group():
+    unchanged(MODELS["mlp"], FINEConfig(rank_pattern={"up": 2}), r"rank_pattern names the groups \['up'\]")

@@ -31,8 +31,9 @@ def outcomes(tmp_path_factory):
     return outputs
 
 
+@pytest.mark.parametrize("method", ["wave", "fine"])
 @pytest.mark.parametrize("mode", ["add", "generate"])
 @pytest.mark.parametrize("check", ["ddp-mlp", "ddp-dit", "checkpointed-dit", "fsdp2-mlp", "fsdp2-dit"])
-def test_two_processes(check, mode, outcomes):
+def test_two_processes(check, method, mode, outcomes):
     for output in outcomes:
-        assert f"{check}-{mode} ok\n" in output, output
+        assert f"{check}-{method}-{mode} ok\n" in output, output

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from diffusers_learngene import WAVEConfig
+from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.adapters import add_adapter, load_adapter, save_adapter
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from models import MODELS
@@ -116,13 +116,16 @@ def test_peft_models_have_their_own_methods(tmp_path):
 # Files that are not what they say
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A good adapter of the MLP, one for each mode."""
-    folders = {}
+@pytest.fixture(scope="module", params=[WAVEConfig, FINEConfig])
+def good(request, tmp_path_factory):
+    """Folders of a good adapter of the MLP by mode, for every method, and what its tensors are called."""
+    wave = request.param is WAVEConfig
+    folders = {
+        "names": ("wave_bank.templates", "wave_scaler.weight") if wave else ("fine_bank.u", "fine_sigma.weight")
+    }
     for mode in ("add", "generate"):
         folders[mode] = tmp_path_factory.mktemp(mode)
-        model = add_adapter(MODELS["mlp"]().model, WAVEConfig(mode=mode, init_weights=False))
+        model = add_adapter(MODELS["mlp"]().model, request.param(mode=mode, init_weights=False))
         save_adapter(model, folders[mode])
     return folders
 
@@ -139,32 +142,31 @@ def edit_tensors(folder, change):
     save_file(tensors, path)
 
 
-UP = "base_model.model.blocks.0.up.learngene_wave_"
-BANK, SCALER = UP + "bank.templates", UP + "scaler.weight"
+UP = "base_model.model.blocks.0.up.learngene_"
 
 
 def poison(value):
-    def change(tensors):
-        tensors[SCALER][0, 0, 0] = value
+    def change(tensors, bank, scaler):
+        tensors[scaler].view(-1)[0] = value
 
     return change
 
 
 TENSORS = {
-    "missing": (lambda t: t.pop(BANK), f"missing \\['{BANK}'\\], unexpected \\[\\]"),
-    "unexpected": (lambda t: t.update(extra=torch.ones(1)), r"unexpected \['extra'\]"),
-    "renamed": (lambda t: t.update(x=t.pop(SCALER)), f"missing \\['{SCALER}'\\], unexpected \\['x'\\]"),
-    "shape": (lambda t: t.update({BANK: t[BANK][:, 1:].contiguous()}), f"{BANK} has shape"),
-    "nan": (poison(float("nan")), f"{SCALER} holds values"),
-    "infinite": (poison(float("-inf")), f"{SCALER} holds values"),
-    "integers": (lambda t: t.update({SCALER: t[SCALER].int()}), f"{SCALER} holds values"),
+    "missing": (lambda t, bank, scaler: t.pop(bank), "missing \\['{bank}'\\], unexpected \\[\\]"),
+    "unexpected": (lambda t, bank, scaler: t.update(extra=torch.ones(1)), r"unexpected \['extra'\]"),
+    "renamed": (lambda t, bank, scaler: t.update(x=t.pop(scaler)), "missing \\['{scaler}'\\], unexpected \\['x'\\]"),
+    "shape": (lambda t, bank, scaler: t.update({bank: t[bank][:, 1:].contiguous()}), "{bank} has shape"),
+    "nan": (poison(float("nan")), "{scaler} holds values"),
+    "infinite": (poison(float("-inf")), "{scaler} holds values"),
+    "integers": (lambda t, bank, scaler: t.update({scaler: t[scaler].int()}), "{scaler} holds values"),
 }
 CONFIGS = {
     "unknown key": ({"trust_remote_code": True}, r"unknown keys \['trust_remote_code'\]"),
     "other type": ({"peft_type": "LORA"}, "peft_type='LORA', which is none of"),
     "no type": ({"peft_type": None}, "has no peft_type"),
-    "wrong value": ({"template_size": -3}, "template_size=-3"),
-    "wrong size": ({"template_size": 3}, "has shape"),
+    "wrong value": ({"mode": "replace"}, "mode='replace'"),
+    "wrong size": ({"template_pattern": {"blocks.*.up": [8, 3, 3]}}, "has shape"),
     "other layers": ({"target_modules": ["up"]}, "unexpected .*down"),
 }
 
@@ -183,16 +185,21 @@ def refused(folder, message):
 @pytest.mark.parametrize("case", TENSORS)
 def test_wrong_tensors(case, mode, good, tmp_path):
     folder = shutil.copytree(good[mode], tmp_path / "copy")
-    edit_tensors(folder, TENSORS[case][0])
-    refused(folder, TENSORS[case][1])
+    names = dict(zip(("bank", "scaler"), (UP + name for name in good["names"]), strict=True))
+    change, message = TENSORS[case]
+    edit_tensors(folder, lambda tensors: change(tensors, **names))
+    refused(folder, message.format(**names))
 
 
 @pytest.mark.parametrize("mode", ["add", "generate"])
 @pytest.mark.parametrize("case", CONFIGS)
 def test_wrong_configs(case, mode, good, tmp_path):
     folder = shutil.copytree(good[mode], tmp_path / "copy")
-    edit_config(folder, **CONFIGS[case][0])
-    refused(folder, CONFIGS[case][1])
+    changes, message = CONFIGS[case]
+    if "template_pattern" in changes and "fine_bank.u" in good["names"]:
+        changes = {"rank_pattern": {"blocks.*.up": 3}}
+    edit_config(folder, **changes)
+    refused(folder, message)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "[" * 100_000, "{}", "\x00"])

@@ -3,13 +3,15 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
-from diffusers_learngene import WAVEConfig
 from diffusers_learngene.adapters import add_adapter
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from models import MODELS
+from tuners.conftest import METHODS
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -48,6 +50,61 @@ def test_no_dense_copy(name, dtype, generator):
     assert numbers() == rest + adapter
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv1d", "conv2d"])
+def test_dropped_weight(name, generator):
+    """Not in the state dict, but it follows the model's dtype; merging puts it where it was."""
+    order = [key for key, _ in MODELS[name]().model.named_parameters()]
+    model = get_peft_model(MODELS[name]().model, generator())
+    assert not [key for key in model.state_dict() if key.endswith("base_layer.weight")]
+    model.load_state_dict(model.state_dict())
+    model.to(torch.bfloat16)
+    assert all(layer.weight.dtype == torch.bfloat16 and layer.weight.numel() == 0 for layer in layers(model))
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert not [key for key in model.state_dict() if key.endswith("base_layer.weight")]
+    merged = model.merge_and_unload()
+    assert [key for key, _ in merged.named_parameters()] == order
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+
+
+def test_accelerate_s_checkpoints(generator, tmp_path):
+    """accelerate's `save_state` and `load_state` of a model in training, which is strict about every tensor."""
+    tiny = adapted(generator(), "dit")
+    accelerator = Accelerator(cpu=True)
+    try:
+        tiny.model = accelerator.prepare(tiny.model)
+        output = tiny()
+        accelerator.save_state(str(tmp_path))
+        with torch.no_grad():
+            for parameter in tiny.model.parameters():
+                parameter.add_(parameter.requires_grad)
+        assert not torch.allclose(tiny(), output)
+        accelerator.load_state(str(tmp_path))
+        torch.testing.assert_close(tiny(), output)
+    finally:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+
+def test_what_is_zero_starts_as_zero(generator):
+    """DiT's adaLN-Zero: read off the weights, of all matrices that share a scaler; training gets it off zero."""
+    tiny = MODELS["dit"]()
+    with torch.no_grad():
+        for block in tiny.model.transformer_blocks:
+            block.norm1.linear.weight.zero_()
+        tiny.model.transformer_blocks[0].attn1.to_q.weight.zero_()
+    tiny.model = get_peft_model(tiny.model, generator())
+    for block in tiny.model.transformer_blocks:
+        assert not block.norm1.linear.get_delta_weight("default").any()
+        assert block.attn1.to_k.get_delta_weight("default").all()
+    shared = block.attn1.to_q.scaler("default") is block.attn1.to_k.scaler("default")
+    assert tiny.model.transformer_blocks[0].attn1.to_q.get_delta_weight("default").any() == shared
+    optimizer = torch.optim.SGD([p for p in tiny.model.parameters() if p.requires_grad], 0.1)
+    tiny().square().mean().backward()
+    optimizer.step()
+    assert all(block.norm1.linear.get_delta_weight("default").any() for block in tiny.model.transformer_blocks)
+
+
 def test_weights_do_not_depend_on_the_model(generator):
     """The same adapter in a model with other weights gives the same layers."""
     tiny, other = adapted(generator()), MODELS["mlp"](seed=1)
@@ -57,17 +114,18 @@ def test_weights_do_not_depend_on_the_model(generator):
         assert torch.equal(mine.get_delta_weight("default"), theirs.get_delta_weight("default"))
 
 
-def test_xavier_at_init():
-    """Random templates and scalers make weights of Xavier's variance."""
+@pytest.mark.parametrize("kind", ["wave-generate", "fine-generate"])
+def test_xavier_at_init(kind):
+    """Random banks and scalers make weights of Xavier's variance."""
     blocks = nn.ModuleList(nn.Sequential(nn.Linear(96, 160)) for _ in range(4))
-    model = get_peft_model(nn.ModuleDict({"blocks": blocks}), WAVEConfig(mode="generate"))
+    model = get_peft_model(nn.ModuleDict({"blocks": blocks}), METHODS[kind]())
     weights = torch.stack([layer.get_delta_weight("default") for layer in layers(model)])
     assert weights.var().item() == pytest.approx(2 / 256, rel=0.2)
 
 
 def test_nothing_but_the_adapter_can_be_active(generator):
     tiny = adapted(generator())
-    tiny.model.add_adapter("delta", WAVEConfig(target_modules=["up"]))
+    tiny.model.add_adapter("delta", generator.config_cls(target_modules=["up"]))
     with pytest.raises(RuntimeError, match="no weight of its own.*merge_and_unload"), tiny.model.disable_adapter():
         tiny()
     tiny.model.set_adapter("delta")
@@ -109,7 +167,7 @@ def test_unloading_a_merged_model(generator):
 def test_generate_and_add_together(order, generator):
     tiny = adapted(generator())
     alone = tiny()
-    tiny.model.add_adapter("delta", WAVEConfig(target_modules=["down"], init_weights=False))
+    tiny.model.add_adapter("delta", generator.config_cls(target_modules=["down"], init_weights=False))
     tiny.model.base_model.set_adapter(order)
     output = tiny()
     assert not torch.allclose(output, alone, atol=1e-2)
@@ -144,7 +202,7 @@ def test_two_generators_are_one_too_many(generator):
 
 def test_generated_after_added(generator):
     """A second adapter may take the place of the weight that the first was added to; then the first needs it."""
-    tiny = adapted(WAVEConfig(init_weights=False))
+    tiny = adapted(generator.config_cls(init_weights=False))
     added = tiny()
     tiny.model.add_adapter("other", generator())
     with pytest.raises(RuntimeError, match="no weight of its own"):
@@ -163,7 +221,7 @@ UNFIT = {
 def test_weights_that_cannot_go(case, generator):
     tiny = MODELS["mlp"]()
     if case == "merged":
-        tiny.model = get_peft_model(tiny.model, WAVEConfig(init_weights=False))
+        tiny.model = get_peft_model(tiny.model, generator.config_cls(init_weights=False))
         tiny.model.merge_adapter()
         output, call = tiny(), lambda: tiny.model.add_adapter("other", generator())
     else:

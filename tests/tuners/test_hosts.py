@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import convert_to_lora
 from transformers import ViTForImageClassification
 
-from diffusers_learngene import WAVEConfig
+from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from models import MODELS
 
@@ -151,7 +151,8 @@ def test_conversion_to_lora(name, adder):
 
 
 @pytest.mark.parametrize(("name", "mode"), [("mlp", "generate"), ("conv2d", "add")])
-def test_no_conversion_to_lora(name, mode):
-    model = get_peft_model(MODELS[name]().model, WAVEConfig(mode=mode))
+@pytest.mark.parametrize("config_cls", [WAVEConfig, FINEConfig])
+def test_no_conversion_to_lora(name, mode, config_cls):
+    model = get_peft_model(MODELS[name]().model, config_cls(mode=mode))
     with pytest.raises(TypeError, match="do not support LoRA conversion"):
         convert_to_lora(model, rank=2)

@@ -9,31 +9,30 @@ import pytest
 from peft import mapping
 
 import diffusers_learngene
-from diffusers_learngene import WAVEConfig, WAVEModel
+from diffusers_learngene import FINEConfig, FINEModel, WAVEConfig, WAVEModel
 from diffusers_learngene.integrations import LearngenePeftType, register_peft_methods
 
 
-TABLES = {
-    "PEFT_TYPE_TO_CONFIG_MAPPING": WAVEConfig,
-    "PEFT_TYPE_TO_TUNER_MAPPING": WAVEModel,
-    "PEFT_TYPE_TO_PREFIX_MAPPING": "learngene_wave_",
-}
+METHODS = {"LEARNGENE_WAVE": (WAVEConfig, WAVEModel), "LEARNGENE_FINE": (FINEConfig, FINEModel)}
+TABLES = ("PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_PREFIX_MAPPING")
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_registered(table):
+@pytest.mark.parametrize("name", METHODS)
+def test_registered(name):
     register_peft_methods()
-    entries = getattr(mapping, table)
-    assert entries["LEARNGENE_WAVE"] == entries[LearngenePeftType.LEARNGENE_WAVE] == TABLES[table]
-    assert LearngenePeftType.LEARNGENE_WAVE == "LEARNGENE_WAVE" == LearngenePeftType.LEARNGENE_WAVE.value
-    assert peft.get_peft_config({"peft_type": "LEARNGENE_WAVE"}) == WAVEConfig()
+    for table, entry in zip(TABLES, (*METHODS[name], f"{name.lower()}_"), strict=True):
+        entries = getattr(mapping, table)
+        assert entries[name] == entries[LearngenePeftType[name]] == entry
+    assert LearngenePeftType[name] == name == LearngenePeftType[name].value
+    assert peft.get_peft_config({"peft_type": name}) == METHODS[name][0]()
 
 
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("table", TABLES)
-def test_a_taken_name_is_an_error(table, monkeypatch):
-    monkeypatch.setitem(getattr(mapping, table), "LEARNGENE_WAVE", "theirs")
+def test_a_taken_name_is_an_error(table, name, monkeypatch):
+    monkeypatch.setitem(getattr(mapping, table), name, "theirs")
     before = {name: dict(getattr(mapping, name)) for name in TABLES}
-    with pytest.raises(KeyError, match="LEARNGENE_WAVE is already registered as 'theirs'"):
+    with pytest.raises(KeyError, match=f"{name} is already registered as 'theirs'"):
         register_peft_methods()
     assert before == {name: dict(getattr(mapping, name)) for name in TABLES}
 

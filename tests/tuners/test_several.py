@@ -7,35 +7,43 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from diffusers_learngene import WAVEConfig
+from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from models import MODELS
 
 
-# Other template sizes, other layers, layers in common, groups that begin elsewhere.
+# Other sizes, other layers, layers in common, groups that begin elsewhere.
 CONFIGS = {
-    "x": {"init_weights": False},
-    "y": {"init_weights": False, "template_size": (3, 5), "num_templates": 4, "target_modules": ["to_q", "ff.net.2"]},
-    "z": {"init_weights": False, "share_qkv": False, "layers_to_transform": [1, 2]},
+    "x": {},
+    "y": {"target_modules": ["to_q", "ff.net.2"]},
+    "z": {"share_qkv": False, "layers_to_transform": [1, 2]},
 }
+SIZES = {WAVEConfig: {"template_size": (3, 5), "num_templates": 4}, FINEConfig: {"r": 5}}
 # PEFT warns where some layers have nothing to merge or unmerge.
 pytestmark = pytest.mark.filterwarnings("ignore:Already", "ignore:All adapters are already merged")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def single(name):
+@pytest.fixture(params=[WAVEConfig, FINEConfig])
+def make(request):
+    """Makes the config of this name."""
+    sizes = {"y": SIZES[request.param]}
+    return lambda name: request.param(init_weights=False, **CONFIGS[name], **sizes.get(name, {}))
+
+
+def single(make, name):
     tiny = MODELS["dit"]()
     torch.manual_seed(ord(name))
-    tiny.model = get_peft_model(tiny.model, WAVEConfig(**CONFIGS[name]), adapter_name=name)
+    tiny.model = get_peft_model(tiny.model, make(name), adapter_name=name)
     return tiny
 
 
-def together(names):
+def together(make, names):
     """A model with the adapters that `single` makes, added in this order."""
-    tiny = single(names[0])
+    tiny = single(make, names[0])
     for name in names[1:]:
         torch.manual_seed(ord(name))
-        tiny.model.add_adapter(name, WAVEConfig(**CONFIGS[name]))
+        tiny.model.add_adapter(name, make(name))
     return tiny
 
 
@@ -45,12 +53,12 @@ def weights(model, name):
 
 
 @pytest.mark.parametrize("order", itertools.permutations("xyz"), ids="".join)
-def test_one_at_a_time(order):
+def test_one_at_a_time(order, make):
     """In whatever order they came, each does what it does alone."""
-    tiny = together(order)
+    tiny = together(make, order)
     for name in reversed(order):
         tiny.model.set_adapter(name)
-        expected = single(name)
+        expected = single(make, name)
         assert weights(tiny.model, name).keys() == weights(expected.model, name).keys()
         torch.testing.assert_close(tiny(), expected(), **CLOSE)
         trained = {key for key, p in tiny.model.named_parameters() if p.requires_grad}
@@ -58,8 +66,8 @@ def test_one_at_a_time(order):
 
 
 @pytest.mark.parametrize("order", itertools.permutations("xyz"), ids="".join)
-def test_deleting_leaves_the_others_as_they_are(order):
-    tiny = together("xyz")
+def test_deleting_leaves_the_others_as_they_are(order, make):
+    tiny = together(make, "xyz")
     kept = {name: weights(tiny.model, name) for name in "xyz"}
     for deleted, *rest in (order, order[1:]):
         tiny.model.set_adapter(rest[0])
@@ -70,22 +78,22 @@ def test_deleting_leaves_the_others_as_they_are(order):
             assert found.keys() == kept[name].keys()
             assert all(torch.equal(found[key], kept[name][key]) for key in found)
             tiny.model.set_adapter(name)
-            torch.testing.assert_close(tiny(), single(name)(), **CLOSE)
+            torch.testing.assert_close(tiny(), single(make, name)(), **CLOSE)
     torch.manual_seed(ord(order[0]))
-    tiny.model.add_adapter(order[0], WAVEConfig(**CONFIGS[order[0]]))
+    tiny.model.add_adapter(order[0], make(order[0]))
     tiny.model.set_adapter(order[0])
-    torch.testing.assert_close(tiny(), single(order[0])(), **CLOSE)
+    torch.testing.assert_close(tiny(), single(make, order[0])(), **CLOSE)
 
 
 @pytest.mark.parametrize("names", ["xy", "xz", "zy", "zxy"])
-def test_active_together(names):
+def test_active_together(names, make):
     """Their deltas add up, merged or not, together or one by one."""
-    tiny, plain = together("xyz"), MODELS["dit"]()
+    tiny, plain = together(make, "xyz"), MODELS["dit"]()
     tiny.model.base_model.set_adapter(list(names))
     output = tiny()
     with torch.no_grad():
         for name in names:
-            for key, layer in single(name).model.named_modules():
+            for key, layer in single(make, name).model.named_modules():
                 if isinstance(layer, LearngeneLayer):
                     base = plain.model.get_submodule(key.removeprefix("base_model.model."))
                     base.weight += layer.get_delta_weight(name)
@@ -96,7 +104,7 @@ def test_active_together(names):
     torch.testing.assert_close(tiny(), output, **CLOSE)
     tiny.model.set_adapter(names[0])
     tiny.model.merge_adapter()
-    torch.testing.assert_close(tiny(), single(names[0])(), **CLOSE)
+    torch.testing.assert_close(tiny(), single(make, names[0])(), **CLOSE)
     for name in names[1:]:
         tiny.model.merge_adapter(adapter_names=[name])
     torch.testing.assert_close(tiny(), output, **CLOSE)
@@ -120,8 +128,8 @@ def test_disabling(adder):
     torch.testing.assert_close(tiny.model.unload()(**tiny.inputs).sample, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_saving_one_of_many(tmp_path):
-    tiny = together("xyz")
+def test_saving_one_of_many(make, tmp_path):
+    tiny = together(make, "xyz")
     tiny.model.save_pretrained(tmp_path)
     other = MODELS["dit"]()
     other.model = PeftModel.from_pretrained(other.model, tmp_path / "z", adapter_name="first")

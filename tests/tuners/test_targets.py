@@ -3,7 +3,13 @@
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from peft.tuners.tuners_utils import inspect_matched_modules
 from torch import nn
 
@@ -107,6 +113,18 @@ def test_who_shares():
 def test_a_layer_outside_the_stacks_has_a_bank_of_its_own():
     groups = shared_groups(get_peft_model(MODELS["mlp"]().model, WAVEConfig(target_modules=["up", "head"])))
     assert {key: len(group.layers) for key, group in groups.items()} == {"blocks.*.up": 3, "head": 1}
+
+
+def test_layers_of_a_file(method, tmp_path):
+    """PEFT can take the targets from a file, which does not name layers that own nothing: then the config says."""
+    tiny = MODELS["dit"]()
+    tiny.model = get_peft_model(tiny.model, method())
+    state = get_peft_model_state_dict(tiny.model)
+    state = {key.removeprefix("base_model.model."): tensor for key, tensor in state.items()}
+    other = MODELS["dit"]()
+    inject_adapter_in_model(method(), other.model, state_dict=state)
+    set_peft_model_state_dict(other.model, state)
+    torch.testing.assert_close(other(), tiny(), rtol=1e-4, atol=1e-5)
 
 
 def test_modules_to_save(method, tmp_path):

@@ -30,6 +30,10 @@ def layers(model):
     return [module for module in model.modules() if isinstance(module, LearngeneLayer)]
 
 
+def owned_by(users, part, adapter):
+    return {id(getattr(user, part)[adapter]) for user in users if adapter in getattr(user, part)}
+
+
 def cast(tiny, dtype):
     tiny.inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.inputs.items()}
 
@@ -88,11 +92,11 @@ def test_loading_into_half_precision_keeps_every_bit(method, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "backend"), [("conv2d", "aot_eager"), ("dit", "eager")])
-@pytest.mark.parametrize("kind", ["wave-odd", "wave-generate-odd"])
+@pytest.mark.parametrize("kind", ["wave-odd", "wave-generate-odd", "fine-odd", "fine-generate-wide"])
 def test_compile(name, backend, kind, factored):
     """In one graph, forward and backward, with a second adapter beside."""
     tiny = adapted(name, METHODS[kind]())
-    tiny.model.add_adapter("second", WAVEConfig(init_weights=False, template_size=4))
+    tiny.model.add_adapter("second", METHODS[kind].config_cls(init_weights=False))
     tiny.model.base_model.set_adapter(["default", "second"])
     output = tiny()
     output.square().mean().backward()
@@ -132,14 +136,15 @@ def test_gradient_checkpointing(reentrant, method):
 def test_copies(copy, method):
     """A copy shares among its own layers, and nothing with the original."""
     tiny = adapted("dit", method())
-    tiny.model.add_adapter("second", WAVEConfig())
+    tiny.model.add_adapter("second", method.config_cls())
     output, other = tiny(), copy(tiny.model)
     assert not {p.data_ptr() for p in other.parameters() if p.numel()} & {
         p.data_ptr() for p in tiny.model.parameters()
     }
     for adapter in ("default", "second"):
-        owned = {id(layer.banks[adapter]) for layer in layers(other) if adapter in layer.banks}
-        assert {id(layer.bank(adapter)) for layer in layers(other) if adapter in layer.scaling} == owned
+        users = [layer for layer in layers(other) if adapter in layer.scaling]
+        assert {id(user.bank(adapter)) for user in users} == owned_by(users, "banks", adapter)
+        assert {id(user.scaler(adapter)) for user in users} == owned_by(users, "scalers", adapter)
     torch.testing.assert_close(run(other, tiny.inputs), output, **CLOSE)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -167,7 +172,7 @@ def test_quantised_model(sd3_folder, adder):
     torch.testing.assert_close(tiny(), expected, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         for layer in layers(tiny.model):
-            layer.scalers["default"].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+            layer.scaler("default").weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     output = tiny()
     assert not torch.allclose(output, expected, atol=1e-2)
     output.square().mean().backward()

@@ -2,6 +2,7 @@
 """Config of WAVE, and the sizes that it stands for in a given model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...blocks import Group
 from ...functional import wave
@@ -40,6 +41,8 @@ class WAVEConfig(LearngeneConfig):
 
     Source: WAVE, https://arxiv.org/abs/2406.17503, equation 1.
     """
+
+    pattern_name: ClassVar[str] = "template_pattern"
 
     num_templates: int | None = None
     template_size: int | tuple[int, int] | None = None

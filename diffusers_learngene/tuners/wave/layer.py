@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers with WAVE adapters: templates in the bank, weight scalers in the layer."""
+"""Layers with WAVE adapters: templates in the bank, weight scalers in the layer.
+
+W  =  sum_t  kron(S[t], T[t])
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +12,34 @@ from torch import Tensor, nn
 from ...functional import wave
 from ..base_conv import PointwiseConv
 from ..base_layer import LearngeneLayer
+from ..base_sharing import Bank, Scope
 
 
-class TemplateBank(nn.Module):
-    """The templates (N, w1, w2) of one group, as one parameter.
+class TemplateBank(Bank):
+    """The templates (N, w1, w2) of one group, as one parameter; scalers are (N, a, b)."""
 
-    The products are taken in here, rather than where the layer is, because FSDP has the templates gathered only during
-    this call.
-    """
+    component_axis = 0
 
     def __init__(self, num_templates: int, height: int, width: int) -> None:
         super().__init__()
         self.size: tuple[int, int, int] = (num_templates, height, width)
         self.templates = nn.Parameter(torch.empty(self.size))
 
-    def forward(self, scaler: Tensor, shape: Sequence[int], x: Tensor | None = None) -> Tensor:
-        """W (m1, m2) of a scaler (N, a, b) and a shape (m1, m2), or x W^T (..., m1) of x (..., m2)."""
+    def forward(self, scaler: Tensor, shape: Sequence[int], offset: int, x: Tensor | None = None) -> Tensor:
+        """As `Bank`; every row of the fused matrix has the same templates."""
         templates = self.templates.to(scaler.device)
         if x is None:
             return wave.compose(scaler, templates, shape=shape)
         return wave.apply(x, scaler, templates, shape=shape)
+
+    def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
+        return wave.apply_is_cheaper(tokens, self.size, shape)
+
+    def pattern(self, components: int) -> list[int]:
+        return [components, *self.size[1:]]
+
+    def placed(self, rows: Sequence[tuple[int, int, int]], total: int) -> dict[str, Tensor]:
+        return {"templates": self.templates.detach()}
 
     def extra_repr(self) -> str:
         num, height, width = self.size
@@ -37,24 +47,11 @@ class TemplateBank(nn.Module):
 
 
 class WAVELayer(LearngeneLayer):
-    """The arithmetic of WAVE for any layout."""
+    """WAVE for any layout."""
 
     adapter_layer_names = ("learngene_wave_bank", "learngene_wave_scaler")
-
-    def _weight(self, adapter: str) -> Tensor:
-        scaler = self._scaler(adapter)
-        return self.bank(adapter)(scaler, self.shape).to(scaler.device)
-
-    def _product(self, adapter: str, x: Tensor) -> Tensor:
-        return self.bank(adapter)(self._scaler(adapter), self.shape, x).to(x.device)
-
-    def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
-        bank: Any = self.bank(adapter)
-        return wave.apply_is_cheaper(tokens, bank.size, self.shape)
-
-    def _scaler(self, adapter: str) -> Tensor:
-        scaler, scale = self.scalers[adapter](), self.scaling[adapter]
-        return scaler if scale == 1.0 else scaler * scale
+    bank_scope: Scope = "group"
+    scaler_scope: Scope = "matrix"
 
 
 class Linear(WAVELayer):

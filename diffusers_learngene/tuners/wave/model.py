@@ -7,8 +7,8 @@ from torch import nn
 from ...blocks import Group, Matrix
 from ...functional import wave
 from ...integrations import LearngenePeftType
-from ..base_layer import Scaler
 from ..base_model import LearngeneModel
+from ..base_sharing import Scaler
 from .config import WAVEConfig
 from .layer import Conv2d, Linear, TemplateBank, WAVELayer
 
@@ -24,16 +24,6 @@ class WAVEModel(LearngeneModel):
     linear_cls = Linear
     conv_cls = Conv2d
 
-    def _check_config(self, config: WAVEConfig, groups: list[Group]) -> None:
-        unknown = set(config.template_pattern or ()) - {group.key for group in groups}
-        if unknown:
-            raise ValueError(
-                f"template_pattern names the groups {sorted(unknown)}, but this model has "
-                f"{[group.key for group in groups]}."
-            )
-        for group in groups:
-            config.size_of(group)
-
     def _create_bank(self, config: WAVEConfig, group: Group) -> TemplateBank:
         bank = TemplateBank(*config.size_of(group))
         if not bank.templates.is_meta:
@@ -41,10 +31,7 @@ class WAVEModel(LearngeneModel):
                 bank.templates.copy_(wave.random_init(group.shapes, bank.size[0], bank.size[1:]))
         return bank
 
-    def _create_scaler(self, config: WAVEConfig, bank: TemplateBank, matrix: Matrix) -> Scaler:
+    def _create_scaler(self, config: WAVEConfig, bank: TemplateBank, group: Group, matrix: Matrix) -> Scaler:
         scaler = Scaler(bank.size[0], *wave.grid(matrix.shape, bank.size[1:]))
-        if config.mode == "add" and config.init_weights:
-            nn.init.zeros_(scaler.weight)
-        else:
-            nn.init.normal_(scaler.weight)
+        nn.init.normal_(scaler.weight)
         return scaler

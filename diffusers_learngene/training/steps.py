@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a script that condenses: which sizes, an ancestry to start from, publishing what came out."""
+
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from huggingface_hub import create_repo
+from torch import nn
+
+from ..artefact import hub_id
+from ..learngene import Learngene
+from ..models import depth_key, enable_gradient_checkpointing_, model_config, size_overrides, width_overrides
+from .arguments import training_options
+from .comparison import Comparison
+from .loop import train
+from .tasks import Task
+from .tracking import create_accelerator
+
+
+__all__ = ["Sizes", "compare", "plan_sizes", "publish", "start_run", "train_ancestry"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Config overrides of every size that a run is about.
+
+    Attributes:
+        condensed: drawn while condensing.
+        widths: of them, those of another width than the ancestry's, at its depth.
+        descendants: that are compared.
+    """
+
+    condensed: list[dict]
+    widths: list[dict]
+    descendants: list[dict]
+
+    def check(self, learngene: Learngene) -> None:
+        """Raise a ValueError if a size cannot be made, before anything takes time."""
+        for overrides in (*self.condensed, *self.descendants):
+            learngene.layout(learngene.config.override(overrides))
+
+
+def plan_sizes(args: Namespace, ancestry: nn.Module, *, other_widths: bool) -> Sizes:
+    """The sizes that `args` name.
+
+    By default: depths from 1/2 to 3/2 of the ancestry's are drawn, and half its width if there are to be
+    `other_widths`; descendants are deeper, shallower, of a depth that is not drawn, and narrower.
+    """
+    config = model_config(ancestry)
+    depth, heads = config[depth_key(config)], config["num_attention_heads"]
+    depths = args.elastic_depths or sorted({max(2, round(depth * factor)) for factor in (0.5, 0.75, 1, 1.25, 1.5)})
+    drawn = args.elastic_heads if args.elastic_heads is not None else [heads // 2] * other_widths
+    others = [h for h in dict.fromkeys(drawn) if h not in (0, heads)]
+    default = [(max(2, round(depth * factor)), heads) for factor in (1.5, 0.5, 5 / 6)]
+    default += [(depth, h) for h in others[:1]]
+    wanted = dict.fromkeys((d, h or heads) for d, h in args.descend_sizes or default)  # each once
+    return Sizes(
+        [{}] if args.fixed_size else [size_overrides(config, d, h) for h in [heads, *others] for d in depths],
+        [] if args.fixed_size else [width_overrides(config, h) for h in others],
+        [size_overrides(config, d, h) for d, h in wanted],
+    )
+
+
+def start_run(name: str, args: Namespace) -> Accelerator:
+    """The accelerator of a run and its trackers; a repository to push to is made now, where a wrong name shows."""
+    accelerator = create_accelerator(
+        name,
+        output_dir=Path(args.output_dir),
+        config={key: value for key, value in vars(args).items() if key != "hub_token"},
+        report_to=args.report_to,
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+    )
+    if args.push_to_hub and accelerator.is_main_process:
+        args.hub_model_id = create_repo(args.hub_model_id, token=args.hub_token, exist_ok=True).repo_id
+    return accelerator
+
+
+def train_ancestry(accelerator: Accelerator, ancestry: Any, task: Task, args: Namespace) -> None:
+    """Train the ancestry in place, and save it to models/ancestry."""
+    if args.gradient_checkpointing:
+        enable_gradient_checkpointing_(ancestry)
+    train(
+        accelerator,
+        ancestry,
+        lambda model, batch, generator, step: task.loss(model, batch, generator),
+        task.train_data,
+        replace(
+            training_options(args),
+            max_train_steps=args.ancestry_train_steps,
+            learning_rate=args.ancestry_learning_rate,
+        ),
+        output_dir=f"{args.output_dir}/checkpoints/ancestry",
+        name="ancestry",
+    )
+    if accelerator.is_main_process:
+        ancestry.save_pretrained(f"{args.output_dir}/models/ancestry")
+
+
+def compare(
+    accelerator: Accelerator,
+    task: Task,
+    ancestry: nn.Module,
+    learngene: Learngene,
+    args: Namespace,
+    *,
+    trained_ancestry: bool = True,
+) -> Comparison:
+    """The comparison of descendants with other starts, as `args` say."""
+    return Comparison(
+        accelerator,
+        task,
+        ancestry,
+        learngene,
+        replace(training_options(args), max_train_steps=args.descend_train_steps),
+        output_dir=args.output_dir,
+        scaler_steps=args.scaler_train_steps,
+        scaler_learning_rate=args.descend_scaler_learning_rate,
+        finetune_learning_rate=args.finetune_learning_rate,
+        scratch_learning_rate=args.ancestry_learning_rate,
+        num_samples=args.num_samples,
+        gradient_checkpointing=args.gradient_checkpointing,
+        trained_ancestry=trained_ancestry,
+    )
+
+
+def publish(accelerator: Accelerator, learngene: Learngene, comparison: Comparison, args: Namespace) -> None:
+    """Save the learngene with its numbers and pictures in the card, and push it if `args` say so."""
+    own = "own images" if args.dataset_name or args.train_data_dir else "scikit-learn's digits"
+    keys = ("task", "max_train_steps", "learning_rate", "scaler_learning_rate", "seed")
+    learngene.card = comparison.card(repo_id=args.hub_model_id) | {
+        "training": {"data": hub_id(args.dataset_name) or own, **{key: getattr(args, key) for key in keys}}
+    }
+    if accelerator.is_main_process:
+        learngene.save_pretrained(f"{args.output_dir}/learngene")
+        if args.push_to_hub:
+            learngene.push_to_hub(args.hub_model_id, token=args.hub_token)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+from .config import FINEConfig
+from .conversion import save_as_lora, to_lora
+from .layer import FactorBank, FINELayer
+from .model import FINEModel
+
+
+__all__ = ["FINEConfig", "FINELayer", "FINEModel", "FactorBank", "save_as_lora", "to_lora"]

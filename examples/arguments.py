@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments that the scripts which condense share, in diffusers' words; nothing heavy is imported for --help."""
+
+import argparse
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError  # which argparse reports as "invalid positive value"
+    return value
+
+
+def layers(text: str) -> int:
+    if (value := int(text)) < 2:  # else nothing recurs that layers could share
+        raise ValueError
+    return value
+
+
+def rate(text: str) -> float:
+    if not (value := float(text)) > 0:
+        raise ValueError
+    return value
+
+
+def size(text: str) -> tuple[int, int | None]:
+    depth, by, heads = text.partition("x")
+    return layers(depth), positive(heads) if by else None
+
+
+def create_parser(description: str | None, output_dir: str) -> argparse.ArgumentParser:
+    """A parser with everything but what is the method's own; see `add_condensing` for that group."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", choices=["diffusion", "classification"], default="diffusion")
+    add("--preset", choices=["demo", "long"], default="demo", help="long: four times the steps")
+    add("--output_dir", default=output_dir)
+    add("--seed", type=int, default=0)
+    data = parser.add_argument_group("data (default: scikit-learn's digits)").add_argument
+    data("--dataset_name", help="image classification set on the Hub, or a local copy of one")
+    data("--dataset_config_name")
+    data("--train_data_dir", help="a folder with one folder of images per class")
+    data("--image_column", default="image")
+    data("--label_column", default="label")
+    data("--resolution", type=positive)
+    data("--center_crop", action=argparse.BooleanOptionalAction, default=True)
+    data("--random_flip", action="store_true")
+    data("--broken_images", choices=["error", "skip"], default="error")
+    data("--dataloader_num_workers", type=int, default=0)
+    model = parser.add_argument_group("ancestry").add_argument
+    model("--pretrained_model_name_or_path", help="a DiTPipeline, or a model, folder or Hub id; default: train one")
+    model("--revision")
+    model("--variant")
+    model("--num_layers", type=layers, default=6, help="of an ancestry that is trained here")
+    model("--num_attention_heads", type=positive, default=4)
+    model("--attention_head_dim", type=positive, default=32)
+    model("--patch_size", type=positive, default=2)
+    model("--ancestry_train_steps", type=positive)
+    model("--ancestry_learning_rate", type=rate, default=2e-3)
+    compare = parser.add_argument_group("descendants").add_argument
+    compare("--descend_sizes", type=size, nargs="+", help="depth or depth x heads: 4 12 16 8x2")
+    compare("--descend_train_steps", type=positive, default=200)
+    compare("--scaler_train_steps", type=int, default=50, help="of them, on the scalers alone")
+    compare("--descend_scaler_learning_rate", type=float, default=1e-3)
+    compare("--finetune_learning_rate", type=rate, default=3e-4, help="of whatever starts from trained weights")
+    compare("--num_samples", type=positive, default=200, help="for the Frechet distance")
+    compare("--num_inference_steps", type=positive, default=20)
+    compare("--guidance_scale", type=float, default=1.5)
+    train = parser.add_argument_group("training").add_argument
+    train("--train_batch_size", type=positive, default=32)
+    train("--gradient_accumulation_steps", type=positive, default=1)
+    train("--gradient_checkpointing", action="store_true")
+    train("--mixed_precision", choices=["no", "fp16", "bf16"])
+    train(
+        "--lr_scheduler",
+        choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+        default="cosine",
+    )
+    train("--lr_warmup_steps", type=int, default=30)
+    train("--max_grad_norm", type=rate, default=1.0)
+    train("--use_ema", action="store_true")
+    train("--ema_decay", type=float, default=0.999)
+    train("--checkpointing_steps", type=positive, default=500)
+    train("--checkpoints_total_limit", type=positive, default=1)
+    train("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
+    train("--report_to", nargs="*", default=[], help="trackers beside log.jsonl: tensorboard, wandb, trackio, ...")
+    hub = parser.add_argument_group("Hub").add_argument
+    hub("--push_to_hub", action="store_true")
+    hub("--hub_model_id")
+    hub("--hub_token")
+    return parser
+
+
+def add_condensing(parser: argparse.ArgumentParser, *, elastic_heads: str) -> argparse._ArgumentGroup:
+    """The group of condensing's arguments, to which a script adds those of its method."""
+    group = parser.add_argument_group("learngene")
+    add = group.add_argument
+    add(
+        "--elastic_depths",
+        type=layers,
+        nargs="*",
+        help="depths drawn while condensing; default: 1/2 to 3/2 the ancestry's",
+    )
+    add("--elastic_heads", type=positive, nargs="*", help=f"widths drawn too, in heads; default: {elastic_heads}")
+    add("--fixed_size", action="store_true", help="condense at the ancestry's size only, as the papers do")
+    add("--max_train_steps", type=positive, help="steps of the distillation")
+    add("--learning_rate", type=rate, default=1e-3, help="of the bank, which all layers share")
+    add("--scaler_learning_rate", type=rate, default=5e-3)
+    add("--noise_weight", type=float, default=1.0, help="of the denoising loss beside the distillation")
+    add("--alpha", type=float, default=0.5, help="classification: weight of the KL; 1 - alpha: of CE")
+    add("--tau", type=rate, default=1.0, help="classification: temperature of the KL")
+    return group
+
+
+def parse(parser: argparse.ArgumentParser, input_args: list[str] | None) -> argparse.Namespace:
+    """Parse and check what argparse does not; steps that were not given are filled in."""
+    args = parser.parse_args(input_args)
+    long = 4 if args.preset == "long" else 1
+    args.ancestry_train_steps = args.ancestry_train_steps or 800 * long
+    args.max_train_steps = args.max_train_steps or 1000 * long
+    if args.push_to_hub and not args.hub_model_id:
+        parser.error("--push_to_hub needs --hub_model_id.")
+    if args.hub_token and "wandb" in args.report_to:
+        parser.error("--hub_token with --report_to wandb would show your token to wandb: run `hf auth login` instead.")
+    if not 0 <= args.scaler_train_steps <= args.descend_train_steps:
+        parser.error(f"--scaler_train_steps {args.scaler_train_steps}: 0 to --descend_train_steps, please.")
+    if args.fixed_size and (args.elastic_depths or args.elastic_heads):
+        parser.error("--fixed_size takes no --elastic_depths or --elastic_heads.")
+    return args
