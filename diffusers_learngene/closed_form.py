@@ -50,7 +50,8 @@ def closed_form(
         Size of its bank by group, banks by group, and the stacked size tensors by layout key.
 
     Raises:
-        ValueError: no repeated blocks, no target matched, or a bank that does not fit a group.
+        ValueError: no repeated blocks, no target matched, a bank that does not fit a group, or an `init_seed` from
+            which these weights were not initialised.
     """
     method = method_of(config)
     start = method.best_start if start is None else start
@@ -63,6 +64,7 @@ def closed_form(
     tensors, init = tensors_of(model), {}
     if init_seed is not None:
         init = tensors_of(scratch(model, {}, seed=init_seed).to(next(model.parameters()).device))
+        _check_init(layout, tensors, init, init_seed)
 
     holds = {group.key: method.layers_held(sizes[group.key], group.shapes) for group in groups}
     held = min(count for count, _ in holds.values()) if start == "layers" else 0
@@ -91,6 +93,18 @@ def closed_form(
     if held and full:  # the weights of a layer are those of another, so its biases and norms are
         own |= {key: _as_chosen(value, key, layout, chosen) for key, value in own.items() if key.startswith("layers.")}
     return sizes, bank, own
+
+
+def _check_init(layout: Layout, tensors: dict[str, Tensor], init: dict[str, Tensor], seed: int) -> None:
+    """Raise a ValueError if weights have nothing in common with those that the seed draws; trained ones keep .9."""
+    factored = [entry for entry in layout.entries.values() if entry.group]
+    trained, drawn = (torch.cat([_matrices(e, of).flatten() for e in factored]) for of in (tensors, init))
+    cosine = float(nn.functional.cosine_similarity(trained, drawn, dim=0))
+    if cosine < 0.05:
+        raise ValueError(
+            f"init_seed={seed}: the model was not initialised from it (cosine {cosine:.2f} with what it draws). "
+            "Leave init_seed out."
+        )
 
 
 def _target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Group]:

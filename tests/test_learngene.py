@@ -243,6 +243,8 @@ def test_what_training_added_to_a_known_initialisation(name, method, tmp_path):
         output = run(descend(name, loaded, **size), tiny.inputs)
         close(run(descend(name, loaded, **size).merge_and_unload(), tiny.inputs), output)
         close(run(lambda size=index, **inputs: elastic(size, **inputs), tiny.inputs), output)
+    with pytest.raises(ValueError, match=r"init_seed=6: the model was not initialised from it \(cosine -?0\.0"):
+        Learngene.condense(tiny.model, lossless(tiny.model, method), init_seed=6)
     # The layers of another depth are those of the dense ancestry, whatever part of them was drawn from the seed.
     other = Learngene.condense(tiny.model, lossless(tiny.model, method))
     close(
