@@ -154,7 +154,7 @@ class FINE:
 
     def config(self, sizes: dict[str, list[int]], targets: list[str], share_qkv: bool, mode: Mode) -> FINEConfig:
         ranks = {key: rank for key, (rank,) in sizes.items()}
-        return FINEConfig(mode=mode, target_modules=targets, rank_pattern=ranks, share_qkv=share_qkv)
+        return FINEConfig(mode=mode, target_modules=targets, group_ranks=ranks, share_qkv=share_qkv)
 
     def check_size(self, name: str, size: Any) -> None:
         if not isinstance(size, list) or len(size) != 1:

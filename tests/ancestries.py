@@ -105,7 +105,7 @@ def lossless(model: nn.Module, method: str = "wave") -> LearngeneConfig:
     groups = [group for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
     if method == "fine":
         ranks = {group.key: group.num_layers * fine.default_rank(group.shapes) for group in groups}
-        return FINEConfig(mode="generate", rank_pattern=ranks)
+        return FINEConfig(mode="generate", group_ranks=ranks)
     pattern = {}
     for group in groups:
         size = wave.default_template_size(group.shapes)

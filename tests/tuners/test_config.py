@@ -60,11 +60,11 @@ WRONG_FINE = [
     ({"r": 4.0}, "r=4.0"),
     ({"r": "4"}, "r='4'"),
     ({"r": 10**12}, "r=1000000000000"),
-    ({"rank_pattern": [4]}, "rank_pattern=\\[4\\] must map groups to ranks"),
-    ({"rank_pattern": {1: 4}}, "rank_pattern"),
-    ({"rank_pattern": {"a": 0}}, r"rank_pattern\['a'\]=0"),
-    ({"rank_pattern": {"a": [4]}}, r"rank_pattern\['a'\]=\[4\]"),
-    ({"rank_pattern": {"a": None}}, r"rank_pattern\['a'\]=None"),
+    ({"group_ranks": [4]}, "group_ranks=\\[4\\] must map groups to ranks"),
+    ({"group_ranks": {1: 4}}, "group_ranks"),
+    ({"group_ranks": {"a": 0}}, r"group_ranks\['a'\]=0"),
+    ({"group_ranks": {"a": [4]}}, r"group_ranks\['a'\]=\[4\]"),
+    ({"group_ranks": {"a": None}}, r"group_ranks\['a'\]=None"),
     *(case for case in WRONG if not any("template" in field for field in case[0])),
 ]
 
@@ -91,7 +91,7 @@ RIGHT = [
     {"template_size": 7},
 ]
 RIGHT_FINE = [
-    {"mode": "generate", "rank_pattern": {"blocks.*.up": 3, "b": 4000}},
+    {"mode": "generate", "group_ranks": {"blocks.*.up": 3, "b": 4000}},
     {"r": 3, "target_modules": ["b", "a", "a"], "exclude_modules": ["c"]},
 ]
 
@@ -175,11 +175,11 @@ def test_ranks_beyond_the_smaller_side():
     """In add mode an error, unless it is said of the very group; in generate mode a dictionary of r matrices."""
     unchanged(MODELS["mlp"], FINEConfig(r=21), r"r=21 is more than the smaller side of the 28 x 20 weight of blocks")
     pattern = {"blocks.*.up": 50}
-    for config in (FINEConfig(rank_pattern=pattern), FINEConfig(mode="generate", rank_pattern=pattern, r=50)):
+    for config in (FINEConfig(group_ranks=pattern), FINEConfig(mode="generate", group_ranks=pattern, r=50)):
         model = get_peft_model(MODELS["mlp"]().model, config)
         assert model.base_model.model.blocks[2].up.bank("default").u.shape == (28, 50)
     for mode in ("add", "generate"):
-        too_many = FINEConfig(mode=mode, rank_pattern={"blocks.*.up": 561})
+        too_many = FINEConfig(mode=mode, group_ranks={"blocks.*.up": 561})
         unchanged(MODELS["mlp"], too_many, "r=561 components of 28 x 20 .* cannot be independent: lower it to 560")
 
 
@@ -190,5 +190,5 @@ def test_a_rank_that_memory_has_not():
         get_peft_model(model, FINEConfig(mode="generate", target_modules=["a"]))
 
 
-def test_rank_pattern_with_an_unknown_group():
-    unchanged(MODELS["mlp"], FINEConfig(rank_pattern={"up": 2}), r"rank_pattern names the groups \['up'\]")
+def test_group_ranks_with_an_unknown_group():
+    unchanged(MODELS["mlp"], FINEConfig(group_ranks={"up": 2}), r"group_ranks names the groups \['up'\]")

@@ -197,7 +197,7 @@ def test_wrong_configs(case, mode, good, tmp_path):
     folder = shutil.copytree(good[mode], tmp_path / "copy")
     changes, message = CONFIGS[case]
     if "template_pattern" in changes and "fine_bank.u" in good["names"]:
-        changes = {"rank_pattern": {"blocks.*.up": 3}}
+        changes = {"group_ranks": {"blocks.*.up": 3}}
     edit_config(folder, **changes)
     refused(folder, message)
 

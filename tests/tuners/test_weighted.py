@@ -104,7 +104,7 @@ def test_several_banks(case, config_cls, tmp_path):
 def test_ranks_add_up_beyond_the_side():
     tiny = with_adapters(FINEConfig, {"init_weights": False}, {"init_weights": False})
     tiny.model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")
-    assert set(tiny.model.peft_config["sum"].rank_pattern.values()) == {32}
+    assert set(tiny.model.peft_config["sum"].group_ranks.values()) == {32}
     check_sum(tiny.model, ["a", "b"], [1.0, 1.0])
 
 

@@ -19,8 +19,8 @@ class FINEConfig(LearngeneConfig):
             Default in add mode: 64, or the smaller side if that is less: with 64 in eight layers FINE trains as many
             numbers as a LoRA of rank 8, the rank PEFT users start from, and in a deeper model fewer. Default in
             generate mode: the smaller side (`functional.fine.default_rank`).
-        rank_pattern: components by group, `{group: r}`, instead of r; here they may be more than the smaller side in
-            add mode too, as when adapters are combined.
+        group_ranks: components by group, `{group: r}`, instead of r; here they may be more than the smaller side in
+            add mode too, as when adapters are combined. (Not LoRA's `rank_pattern`, whose keys name modules.)
         target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
             Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
         exclude_modules: layers to leave out: names or endings of names, or one regular expression.
@@ -39,22 +39,22 @@ class FINEConfig(LearngeneConfig):
     Source: FINE, https://arxiv.org/abs/2409.19289.
     """
 
-    pattern_name: ClassVar[str] = "rank_pattern"
+    pattern_name: ClassVar[str] = "group_ranks"
 
     r: int | None = None
-    rank_pattern: dict[str, int] | None = None
+    group_ranks: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = LearngenePeftType.LEARNGENE_FINE
         if self.r is not None:
             check_integer("r", self.r)
-        if self.rank_pattern is not None:
-            pattern = self.rank_pattern
+        if self.group_ranks is not None:
+            pattern = self.group_ranks
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
-                raise ValueError(f"rank_pattern={pattern!r} must map groups to ranks.")
+                raise ValueError(f"group_ranks={pattern!r} must map groups to ranks.")
             for key, rank in pattern.items():
-                check_integer(f"rank_pattern[{key!r}]", rank)
+                check_integer(f"group_ranks[{key!r}]", rank)
 
     def size_of(self, group: Group) -> tuple[int]:
         """(r,) of a group.
@@ -64,7 +64,7 @@ class FINEConfig(LearngeneConfig):
         """
         shape = m1, m2 = fused_shape(group)
         smaller = fine.default_rank(group.shapes)
-        pattern = self.rank_pattern or {}
+        pattern = self.group_ranks or {}
         if group.key in pattern:
             rank = pattern[group.key]
         elif self.r is not None:
@@ -72,7 +72,7 @@ class FINEConfig(LearngeneConfig):
             if self.mode == "add" and rank > smaller:
                 raise ValueError(
                     f"r={rank} is more than the smaller side of the {m1} x {m2} weight of {group.key}: lower r to "
-                    f"{smaller}, set the group's own in rank_pattern, or leave it out with exclude_modules."
+                    f"{smaller}, set the group's own in group_ranks, or leave it out with exclude_modules."
                 )
         else:
             rank = smaller if self.mode == "generate" else min(64, smaller)
