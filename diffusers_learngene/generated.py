@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
@@ -57,8 +56,8 @@ def generated_model(
         for name, part in zip(entry.names.values(), own, strict=True):
             path, _, attribute = name.rpartition(".")
             if entry.group:
-                # Dropped when it is generated, but then no longer a meta tensor.
-                state[f"{path}.base_layer.weight"] = torch.empty(0) if origin is None else origin[name].clone()
+                if origin:
+                    state[f"{path}.base_layer.weight"] = origin[name].clone()
                 name = f"{path}.{prefix}_{method.scaler_name}.default.weight"
             elif hasattr(model.get_submodule(path), "base_layer"):
                 name = f"{path}.base_layer.{attribute}"
