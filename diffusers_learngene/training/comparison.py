@@ -132,7 +132,8 @@ class Comparison:
                 image_grid(self.grid, self.output_dir / "samples.png", column_labels=classes)
             own, all_of_it = self.learngene.num_parameters, self.learngene.ancestry_parameters
             print(f"\nlearngene: {own:,} parameters, {own / all_of_it:.0%} of the ancestry's {all_of_it:,}")
-            print(f"validation by training step; Frechet distance of {self.num_samples} samples (lower is better)\n")
+            frechet = f"; Frechet distance of {self.num_samples} samples (lower is better)" if self.grid else ""
+            print(f"validation by training step{frechet}\n")
             print(format_table(self.rows, self._columns()))
         return results
 
