@@ -13,7 +13,7 @@
 2. condense    closed form, then distillation in which every step draws the student's depth
 3. descend     models of --descend_sizes, good before any training; their sigmas are trained, then all of them
 4. compare     with training from scratch and with layer selection from the ancestry: same data, same steps
-5. sigma_init  the paper's ablation: how sigma starts at another depth, before and after training sigma alone
+5. sigma_init  the paper's ablation, at the last of these: how sigma starts, before and after training it alone
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> dict:
     comparison = compare(accelerator, task, ancestry, learngene, args, trained_ancestry=not args.no_ancestry)
     for overrides in sizes.descendants:
         comparison.run(overrides)
-    comparison.ablate_sigma_init(sizes.descendants[0], args.scaler_learning_rate)
+    comparison.ablate_sigma_init(sizes.descendants[-1], args.scaler_learning_rate)
     results = comparison.report()
     publish(accelerator, learngene, comparison, args)
     return results
