@@ -109,7 +109,7 @@ class Comparison:
     def ablate_sigma_init(self, overrides: dict, learning_rate: float) -> None:
         """Compare every start that the scalers of a size can have, before and while only they are trained.
 
-        For half as many steps as the others: five starts take long, and after these they have met or never will.
+        For half as many steps as other rows have, because there are five of these.
         """
         name, steps = _name(overrides), self.options.max_train_steps // 2
         for how in get_args(DepthInit):
