@@ -55,7 +55,7 @@ def test_nothing_is_approximated():
 
 @pytest.mark.parametrize("name", ["mlp", "conv1d"])
 def test_ranks_by_group(name, tmp_path):
-    tiny = adapted(name, FINEConfig(init_weights=False, rank_pattern=PATTERN))
+    tiny = adapted(name, FINEConfig(init_weights=False, group_ranks=PATTERN))
     config, _ = to_lora(tiny.model)
     assert {config.r, *config.rank_pattern.values()} == {3, 5} and config.alpha_pattern == config.rank_pattern
     save_as_lora(tiny.model, tmp_path)
@@ -124,7 +124,7 @@ def test_stock_load_lora_weights(name, ranks, tmp_path):
     config = FINEConfig(init_weights=False, r=4)
     if ranks == "several":
         key = "transformer_blocks.*.ff.net.2"
-        config = FINEConfig(init_weights=False, r=4, rank_pattern={key: 9})
+        config = FINEConfig(init_weights=False, r=4, group_ranks={key: 9})
     add_adapter(tiny.model, config)
     save_as_lora(tiny.model, tmp_path, component="transformer")
     assert {path.name for path in tmp_path.iterdir()} == {"pytorch_lora_weights.safetensors"}
