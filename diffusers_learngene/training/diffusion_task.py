@@ -87,7 +87,7 @@ class DiffusionTask:
         latents_dir: str | None = None,
         label_dropout: float = 0.1,
         noise_weight: float = 1.0,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = 10,
         guidance_scale: float = 1.5,
         seed: int = 0,
         device: torch.device | str = "cpu",

@@ -139,7 +139,8 @@ def train(
 
     accelerator.free_memory()  # of an earlier training with this accelerator
     model.to(accelerator.device)
-    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=0.0)
+    fused = accelerator.device.type in ("cpu", "cuda", "mps", "xpu")  # half the time, even on a CPU
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=0.0, fused=fused)
     grouped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if forgotten := [key for key, parameter in trained.items() if id(parameter) not in grouped]:
         raise ValueError(
