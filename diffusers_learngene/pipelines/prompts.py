@@ -5,8 +5,8 @@
     restrictive   "a lettuce mantis", "a mantis lettuce"                what it is pulled towards
     inference     "a photo of a <CreTok> mixture that resembles a lettuce and a mantis, oil painting"
 
-The paper gives the first two word for word; of the third it gives "a creative mixture that resembles ...", in which the
-token takes the place of "creative". Wording for three and more concepts, none, and a style is ours.
+The paper gives the first two word for word; of the third it gives "a creative mixture that resembles ...", in which
+the token takes the place of "creative". Wording for three and more concepts, none, and a style is ours.
 """
 
 import re

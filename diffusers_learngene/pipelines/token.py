@@ -156,16 +156,14 @@ class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", 
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         description = asdict(self.config)
-        metadata = {"cretok": json.dumps(description)}
         for name, file in WEIGHTS.items():
             if name in self.rows:
-                tensors = {self.config.token: self.rows[name][None].contiguous()}
-                write(folder / file, lambda path, tensors=tensors: save_file(tensors, path, metadata=metadata))
+                tensors, metadata = {self.config.token: self.rows[name][None]}, {"cretok": json.dumps(description)}
+                write(folder / file, partial(save_file, tensors, metadata=metadata))
             else:
                 (folder / file).unlink(missing_ok=True)  # of an artefact with more encoders, saved here before
-        write(
-            folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8")
-        )
+        text = json.dumps(description, indent=2)
+        write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
         for image in card_images(card):
             if image.resolve() != (folder / image.name).resolve():
                 write(folder / image.name, partial(shutil.copyfile, image))
@@ -213,10 +211,8 @@ class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", 
             raise CreTokError(str(error)) from error
         found = {name: folder / file for name, file in WEIGHTS.items() if (folder / file).is_file()}
         if not found:
-            raise CreTokError(
-                f"{str(pretrained_model_name_or_path)!r} holds no {WEIGHTS['text_encoder']}: not a CreTok (pickles are "
-                "never read)."
-            )
+            name = str(pretrained_model_name_or_path)
+            raise CreTokError(f"{name!r} holds no {WEIGHTS['text_encoder']}: not a CreTok (pickles are never read).")
         return cls(*_read(found))
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
