@@ -3,14 +3,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
-__all__ = ["ClipEncoder", "clip_encoders", "get_row", "put_row_"]
+__all__ = ["ClipEncoder", "clip_encoders", "get_row", "load_clip_encoders", "put_row_"]
+
+_CLIP_CLASSES: dict[str, Any] = {
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ def clip_encoders(components: Mapping[str, Any]) -> dict[str, ClipEncoder]:
     found = {}
     for suffix in ("", "_2", "_3"):
         tokenizer, model = components.get(f"tokenizer{suffix}"), components.get(f"text_encoder{suffix}")
-        if tokenizer is not None and isinstance(model, CLIPTextModel | CLIPTextModelWithProjection):
+        if tokenizer is not None and isinstance(model, tuple(_CLIP_CLASSES.values())):
             found[f"text_encoder{suffix}"] = ClipEncoder(tokenizer, model)
     return found
 
@@ -89,3 +96,45 @@ def _pool_at_the_end_(encoder: ClipEncoder) -> None:
         for module in encoder.model.modules():
             if getattr(module, "eos_token_id", None) == 2:
                 module.eos_token_id = end
+
+
+def load_clip_encoders(
+    pretrained_model_name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[str, dict[str, ClipEncoder]]:
+    """The CLIP text encoders of a pipeline and its class name; nothing else of it is fetched or takes memory.
+
+    Args:
+        pretrained_model_name_or_path: a pipeline, or what is there of one: model_index.json and these components.
+        dtype: of the encoders, which are frozen.
+
+    Raises:
+        ValueError: no pipeline, or one without a CLIP text encoder.
+    """
+    options = {"revision": revision} if revision else {}
+    try:
+        index = DiffusionPipeline.load_config(pretrained_model_name_or_path, **options)
+    except OSError as error:
+        raise ValueError(
+            f"{str(pretrained_model_name_or_path)!r} holds no pipeline: there is no model_index.json ({error})."
+        ) from error
+    encoders = {}
+    for name, entry in index.items():
+        kind = entry[1] if name.startswith("text_encoder") and isinstance(entry, list) else None
+        if kind not in _CLIP_CLASSES:
+            continue
+        tokenizer = CLIPTokenizer.from_pretrained(
+            pretrained_model_name_or_path, subfolder=name.replace("text_encoder", "tokenizer"), **options
+        )
+        model = _CLIP_CLASSES[kind].from_pretrained(
+            pretrained_model_name_or_path, subfolder=name, variant=variant, dtype=dtype, **options
+        )
+        encoders[name] = ClipEncoder(tokenizer, model.to(device).eval().requires_grad_(False))
+    if not encoders:
+        name = str(pretrained_model_name_or_path)
+        raise ValueError(f"{name!r} has no CLIP text encoder, which a CreTok is a row of.")
+    return index["_class_name"], encoders

@@ -1,15 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A world small enough to be learned on the spot."""
+"""A world small enough for a CLIP to learn it on the spot, so that CreTok can be shown where there are no weights.
+
+Every concept has a look: an outline, a colour, stripes. The picture of a pair is a blend of the two looks; adjectives
+change how a thing is shown, and "creative" is one of them, of something odd. A CLIP of two small towers learns which
+caption goes with which picture, as the real one did. It is never shown a pair that is to be measured on, nor a mixture
+whose caption names no concepts.
+"""
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from .pairs import PairList
+from .sampler import seeded_generator
 
 
-__all__ = ["train_clip_tokenizer"]
+__all__ = ["ToyWorld", "create_clip", "train_clip_tokenizer"]
+
+SIZE = 32  # pixels
+_WAVES = 6  # of an outline
+ADJECTIVES = ("", "small", "large", "dark", "bright", "creative")
+SINGLE = ("a {a} {x}", "a photo of a {a} {x}")
+PAIR = (
+    "a {x} {y}",
+    "a photo of a {x} {y}",
+    "a mixture of a {x} and a {y}",
+    "a photo of a {a} mixture that resembles a {x} and a {y}",
+)
+
+
+class ToyWorld:
+    """Pictures and captions of concepts and of blends of two; all that is random comes from the generators given.
+
+    Args:
+        pairs: their concepts are those of the world; their held-out and unseen pairs are never shown.
+        seed: of the looks.
+    """
+
+    def __init__(self, pairs: PairList, *, seed: int = 0) -> None:
+        self.concepts = pairs.concepts
+        draws, number = seeded_generator(seed), len(self.concepts)
+        # (concepts, waves): how strong and how turned each wave of the outline is; low ones are stronger.
+        strength = torch.randn(number, _WAVES, generator=draws) / torch.arange(1.0, _WAVES + 1)
+        hue, light = torch.rand(2, number, generator=draws)
+        third = torch.arange(3) / 3
+        color = light[:, None] * 0.4 + 0.6 * (0.5 + 0.5 * torch.cos(2 * math.pi * (hue[:, None] + third)))
+        stripes = torch.randn(number, 2, generator=draws) * 5
+        turns = torch.rand(number, _WAVES, generator=draws) * 2 * math.pi
+        waves = 0.3 * strength
+        self.looks = torch.cat([waves * turns.cos(), waves * turns.sin(), color, stripes], dim=1)
+        hidden = {frozenset(pair) for pair in (*pairs.held_out, *pairs.unseen)}
+        places = range(number)
+        shown = [
+            (i, j) for i in places for j in places if i != j and frozenset((self.concepts[i], self.concepts[j])) not in hidden
+        ]
+        self.shown_pairs = torch.tensor(shown)
+
+    def captions(self) -> list[str]:
+        """Every word that a caption may have, for a tokenizer to learn from."""
+        words = [template.format(a=a, x=x, y=x) for template in (*SINGLE, *PAIR) for a in ADJECTIVES for x in self.concepts]
+        return [" ".join(text.split()) for text in words]
+
+    def draw(self, number: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+        """Captions, and pictures (number, 3, SIZE, SIZE) in [-1, 1]: a third of single concepts, the rest of pairs."""
+        singles = torch.rand(number, generator=generator) < 1 / 3
+        rows = self.shown_pairs[torch.randint(len(self.shown_pairs), (number,), generator=generator)]
+        adjectives = torch.randint(len(ADJECTIVES), (number,), generator=generator).tolist()
+        forms = torch.randint(1000, (number,), generator=generator).tolist()
+        share = 0.5 + 0.15 * (2 * torch.rand(number, 1, generator=generator) - 1)
+        share = torch.where(singles[:, None], torch.ones(()), share)
+        looks = share * self.looks[rows[:, 0]] + (1 - share) * self.looks[rows[:, 1]]
+        captions = []
+        for index, (single, (i, j)) in enumerate(zip(singles.tolist(), rows.tolist(), strict=True)):
+            templates = SINGLE if single else PAIR
+            template = templates[forms[index] % len(templates)]
+            if "{a}" not in template:
+                adjectives[index] = 0
+            text = template.format(a=ADJECTIVES[adjectives[index]], x=self.concepts[i], y=self.concepts[j])
+            captions.append(" ".join(text.split()))
+        return captions, self.render(looks, [ADJECTIVES[a] for a in adjectives], generator)
+
+    def render(self, looks: Tensor, adjectives: Sequence[str], generator: torch.Generator) -> Tensor:
+        """Pictures (n, 3, SIZE, SIZE) in [-1, 1] of looks (n, features), each a little moved, turned and resized."""
+        number = len(looks)
+        odd = torch.tensor([float(a == "creative") for a in adjectives])[:, None]
+        looks = looks + odd * 0.5 * looks.std(0) * torch.randn(looks.shape, generator=generator)
+        scale = torch.tensor([{"small": 0.65, "large": 1.4}.get(a, 1.0) for a in adjectives])
+        light = torch.tensor([{"dark": 0.5, "bright": 1.5}.get(a, 1.0) for a in adjectives])
+        scale = scale * (1 + 0.1 * torch.randn(number, generator=generator))
+        shift = 0.1 * torch.randn(number, 2, 1, 1, generator=generator)
+        turn = 0.15 * torch.randn(number, 1, 1, generator=generator)
+
+        cos, sin, color, stripes = looks.split([_WAVES, _WAVES, 3, 2], dim=1)
+        axis = torch.linspace(-1, 1, SIZE)
+        y, x = (grid[None] - shift[:, k] for k, grid in enumerate(torch.meshgrid(axis, axis, indexing="ij")))
+        angle, radius = torch.atan2(y, x) + turn, (x**2 + y**2).sqrt()
+        outline = torch.full_like(angle, 0.55)
+        for wave in range(_WAVES):
+            weights = cos[:, wave, None, None] * ((wave + 1) * angle).cos() + sin[:, wave, None, None] * (
+                (wave + 1) * angle
+            ).sin()
+            outline = outline + 0.3 * weights
+        inside = torch.sigmoid(20 * (outline.clamp(0.15, 0.95) * scale[:, None, None] - radius))
+        wavy = 1 + 0.3 * torch.sin(stripes[:, 0, None, None] * x + stripes[:, 1, None, None] * y)
+        paint = (color[:, :, None, None] * (light[:, None, None] * wavy)[:, None]).clamp(0, 1)
+        return (inside[:, None] * paint + (1 - inside[:, None])) * 2 - 1  # on white
+
+
+def create_clip(tokenizer: Any, *, seed: int, width: int = 96, num_layers: int = 2) -> nn.Module:
+    """An untrained `CLIPModel` for pictures of this size and captions of this tokenizer."""
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": width // 32,
+        "projection_dim": width,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config=tower | text, vision_config=tower | {"image_size": SIZE, "patch_size": 8}, projection_dim=width
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CLIPModel(config)
 
 
 def train_clip_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> Any:
