@@ -39,6 +39,7 @@ __all__ = [
     "cosines",
     "encode_pairs",
     "encode_texts",
+    "mean_cosine",
     "random_rows",
     "train_token",
     "word_rows",
@@ -218,14 +219,11 @@ def train_token(
     Args:
         targets: of the training pairs, by `encode_pairs`. `options.train_batch_size` of them make an update.
         theta: by encoder, the cosine up to which a pair pulls.
-        watch: other targets, whose mean cosine `evaluate` reports under these names, beside the training pairs'.
+        watch: targets whose mean cosine is reported after `eval_steps`, by name.
 
     Raises:
-        ValueError: see `check_saturation`, and `loop.train`.
+        ValueError: see `loop.train`; call `check_saturation` first.
     """
-    rows.to(accelerator.device)
-    with torch.no_grad():
-        check_saturation(cosines(rows(), targets), theta)
     pairs = len(next(iter(targets.values())))
 
     def loss_fn(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
@@ -235,8 +233,7 @@ def train_token(
     def evaluate(step: int) -> dict[str, float]:
         with torch.no_grad():
             adaptive = rows()
-        sets = {"training pairs": targets, **(watch or {})}
-        return {key: mean_cosine(cosines(adaptive, value)) for key, value in sets.items()}
+        return {key: mean_cosine(cosines(adaptive, value)) for key, value in (watch or {}).items()}
 
     return train(
         accelerator,

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from .pairs import PairList
+from .pairs import Pair, PairList
 from .sampler import seeded_generator
 
 
@@ -56,16 +56,15 @@ class ToyWorld:
         waves = 0.3 * strength
         self.looks = torch.cat([waves * turns.cos(), waves * turns.sin(), color, stripes], dim=1)
         hidden = {frozenset(pair) for pair in (*pairs.held_out, *pairs.unseen)}
-        places = range(number)
-        shown = [
-            (i, j) for i in places for j in places if i != j and frozenset((self.concepts[i], self.concepts[j])) not in hidden
-        ]
-        self.shown_pairs = torch.tensor(shown)
+        names = list(enumerate(self.concepts))
+        shown = [(i, j) for i, x in names for j, y in names if i != j and frozenset((x, y)) not in hidden]
+        self.shown_pairs = torch.tensor(shown)  # (pairs, 2): places in `concepts`
 
     def captions(self) -> list[str]:
         """Every word that a caption may have, for a tokenizer to learn from."""
-        words = [template.format(a=a, x=x, y=x) for template in (*SINGLE, *PAIR) for a in ADJECTIVES for x in self.concepts]
-        return [" ".join(text.split()) for text in words]
+        forms = [form for template in (*SINGLE, *PAIR) for form in {template.replace("{a}", a) for a in ADJECTIVES}]
+        texts = [form.format(x=x, y=x) for form in sorted(forms) for x in self.concepts]
+        return [" ".join(text.split()) for text in texts]
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
         """Captions, and pictures (number, 3, SIZE, SIZE) in [-1, 1]: a third of single concepts, the rest of pairs."""
@@ -103,17 +102,25 @@ class ToyWorld:
         angle, radius = torch.atan2(y, x) + turn, (x**2 + y**2).sqrt()
         outline = torch.full_like(angle, 0.55)
         for wave in range(_WAVES):
-            weights = cos[:, wave, None, None] * ((wave + 1) * angle).cos() + sin[:, wave, None, None] * (
-                (wave + 1) * angle
-            ).sin()
-            outline = outline + 0.3 * weights
+            turned = (wave + 1) * angle
+            outline += 0.3 * (cos[:, wave, None, None] * turned.cos() + sin[:, wave, None, None] * turned.sin())
         inside = torch.sigmoid(20 * (outline.clamp(0.15, 0.95) * scale[:, None, None] - radius))
         wavy = 1 + 0.3 * torch.sin(stripes[:, 0, None, None] * x + stripes[:, 1, None, None] * y)
         paint = (color[:, :, None, None] * (light[:, None, None] * wavy)[:, None]).clamp(0, 1)
         return (inside[:, None] * paint + (1 - inside[:, None])) * 2 - 1  # on white
 
+    def gallery(self, pairs: Sequence[Pair], *, seed: int) -> dict[str, Tensor]:
+        """For a picture of the world: the first concept of each pair, their blend, and the second."""
+        places = torch.tensor([[self.concepts.index(word) for word in pair] for pair in pairs])
+        first, second = self.looks[places[:, 0]], self.looks[places[:, 1]]
+        looks = torch.stack([first, (first + second) / 2, second], dim=1)
+        return {
+            " + ".join(pair): self.render(row, [""] * 3, seeded_generator(seed, index))
+            for index, (pair, row) in enumerate(zip(pairs, looks, strict=True))
+        }
 
-def create_clip(tokenizer: Any, *, seed: int, width: int = 96, num_layers: int = 2) -> nn.Module:
+
+def create_clip(tokenizer: Any, *, seed: int, width: int = 64, num_layers: int = 2) -> Any:
     """An untrained `CLIPModel` for pictures of this size and captions of this tokenizer."""
     tower = {
         "hidden_size": width,
