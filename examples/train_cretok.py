@@ -5,7 +5,7 @@
 # ///
 """CreTok: one token, trained once and without images, that makes a text-to-image pipeline blend any concepts.
 
-    accelerate launch examples/train_cretok.py          # no weights needed: on a small CLIP that is trained on the spot
+    accelerate launch examples/train_cretok.py          # no weights needed: a small CLIP is trained on the spot
     accelerate launch examples/train_cretok.py --pretrained_model_name_or_path stabilityai/stable-diffusion-3.5-medium
 
 1. encoders   load the CLIP text encoders of a pipeline, and nothing else of it; or train a CLIP on a toy world
