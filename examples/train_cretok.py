@@ -58,14 +58,14 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     token("--theta", type=cosine, nargs="+", default=[0.5], help="one for all text encoders, or one for each")
     token("--pairs_file", default=str(PAIRS), help='lines like "lettuce, mantis", or JSON; default: the re-built list')
     train = parser.add_argument_group("training").add_argument
-    train("--max_train_steps", type=positive, help="updates; default: 10,000, and 1,000 on the toy world")
+    train("--max_train_steps", type=positive, help="updates; default: 10,000, and 300 on the toy world")
     train("--train_batch_size", type=positive, default=16, help="pairs an update")
     train("--gradient_accumulation_steps", type=positive, default=1)
     train("--learning_rate", type=rate, default=0.01)
     train("--lr_scheduler", choices=["linear", "cosine", "polynomial", "constant"], default="cosine")
     train("--lr_warmup_steps", type=int, default=0)
     train("--mixed_precision", choices=["no", "fp16", "bf16"], help="of the encoders; the rows stay in fp32")
-    train("--eval_steps", type=positive, default=100, help="updates between two measurements")
+    train("--eval_steps", type=positive, default=20, help="updates between two measurements")
     train("--checkpointing_steps", type=positive, default=1000)
     train("--checkpoints_total_limit", type=positive, default=1)
     train("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
@@ -79,7 +79,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     hub("--hub_model_id")
     hub("--hub_token")
     args = parser.parse_args(input_args)
-    args.max_train_steps = args.max_train_steps or (10_000 if args.pretrained_model_name_or_path else 1000)
+    args.max_train_steps = args.max_train_steps or (10_000 if args.pretrained_model_name_or_path else 300)
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id.")
     if args.hub_token and "wandb" in args.report_to:
@@ -90,10 +90,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
+    from diffusers_learngene.pipelines.token import check_token
     from diffusers_learngene.training.cretok import random_rows, word_rows
     from diffusers_learngene.training.cretok_steps import Training, load_encoders, start_run, theta_of
     from diffusers_learngene.training.pairs import read_pairs
 
+    check_token(args.placeholder_token)
     pairs = read_pairs(args.pairs_file)
     accelerator = start_run("train_cretok", args)
 

@@ -31,7 +31,7 @@ from ..files import HUB_ID, local_folder, write
 from .prompts import PLAIN_WORD, TEMPLATE, TOKEN, adaptive_prompt
 
 
-__all__ = ["CreTok", "CreTokConfig", "CreTokError"]
+__all__ = ["CreTok", "CreTokConfig", "CreTokError", "check_token"]
 
 FORMAT_VERSION = 1
 WEIGHTS = {

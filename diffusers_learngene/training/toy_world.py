@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A world small enough for a CLIP to learn it on the spot, so that CreTok can be shown where there are no weights.
 
-Every concept has a look: an outline, a colour, stripes. The picture of a pair is a blend of the two looks; adjectives
-change how a thing is shown, and "creative" is one of them, of something odd. A CLIP of two small towers learns which
-caption goes with which picture, as the real one did. It is never shown a pair that is to be measured on, nor a mixture
-whose caption names no concepts.
+Every concept has a look: an outline, a colour, stripes. The picture of a pair is a blend of the two looks. Half of the
+world is not concepts but materials, which fill the picture and mix likewise, so that "a photo of a mixture" is far from
+saying of what. Adjectives change how something is shown, and "creative" is one of them, of something odd. A CLIP of two
+small towers learns which caption goes with which picture, as the real one did. It is never shown a pair that is to be
+measured on, nor a mixture whose caption does not name what is mixed.
 """
 
 import json
@@ -26,6 +27,32 @@ __all__ = ["ToyWorld", "create_clip", "train_clip_tokenizer"]
 SIZE = 32  # pixels
 _WAVES = 6  # of an outline
 ADJECTIVES = ("", "small", "large", "dark", "bright", "creative")
+MATERIALS = [
+    "sky",
+    "sand",
+    "water",
+    "grass",
+    "snow",
+    "brick",
+    "wood",
+    "marble",
+    "rust",
+    "smoke",
+    "leather",
+    "paper",
+    "velvet",
+    "stone",
+    "ice",
+    "fire",
+    "clay",
+    "glass",
+    "foam",
+    "gravel",
+    "moss",
+    "silk",
+    "tile",
+    "rain",
+]
 SINGLE = ("a {a} {x}", "a photo of a {a} {x}")
 PAIR = (
     "a {x} {y}",
@@ -44,32 +71,38 @@ class ToyWorld:
     """
 
     def __init__(self, pairs: PairList, *, seed: int = 0) -> None:
-        self.concepts = pairs.concepts
-        draws, number = seeded_generator(seed), len(self.concepts)
-        # (concepts, waves): how strong and how turned each wave of the outline is; low ones are stronger.
-        strength = torch.randn(number, _WAVES, generator=draws) / torch.arange(1.0, _WAVES + 1)
-        hue, light = torch.rand(2, number, generator=draws)
-        third = torch.arange(3) / 3
-        color = light[:, None] * 0.4 + 0.6 * (0.5 + 0.5 * torch.cos(2 * math.pi * (hue[:, None] + third)))
-        stripes = torch.randn(number, 2, generator=draws) * 5
+        self.words = list(dict.fromkeys([*pairs.concepts, *MATERIALS]))
+        draws, number = seeded_generator(seed), len(self.words)
+        strength = 0.3 * torch.randn(number, _WAVES, generator=draws) / torch.arange(1.0, _WAVES + 1)
         turns = torch.rand(number, _WAVES, generator=draws) * 2 * math.pi
-        waves = 0.3 * strength
-        self.looks = torch.cat([waves * turns.cos(), waves * turns.sin(), color, stripes], dim=1)
+        hue, light = torch.rand(2, number, 1, generator=draws)
+        color = 0.4 * light + 0.6 * (0.5 + 0.5 * torch.cos(2 * math.pi * (hue + torch.arange(3) / 3)))
+        stripes = torch.randn(number, 2, generator=draws) * 5
+        fills = torch.tensor([[float(word not in pairs.concepts)] for word in self.words])
+        # (words, 2 * _WAVES + 6): an outline as a Fourier series, a colour, stripes, and whether it fills the picture.
+        self.looks = torch.cat([strength * turns.cos(), strength * turns.sin(), color, stripes, fills], dim=1)
         hidden = {frozenset(pair) for pair in (*pairs.held_out, *pairs.unseen)}
-        names = list(enumerate(self.concepts))
-        shown = [(i, j) for i, x in names for j, y in names if i != j and frozenset((x, y)) not in hidden]
-        self.shown_pairs = torch.tensor(shown)  # (pairs, 2): places in `concepts`
+        kinds = [[(i, word) for i, word in enumerate(self.words) if fills[i] == kind] for kind in (0, 1)]
+        # (pairs, 2) each, places in `words`: of concepts, of materials
+        self.shown_pairs = [
+            torch.tensor([(i, j) for i, x in kind for j, y in kind if i != j and frozenset((x, y)) not in hidden])
+            for kind in kinds
+        ]
 
     def captions(self) -> list[str]:
         """Every word that a caption may have, for a tokenizer to learn from."""
         forms = [form for template in (*SINGLE, *PAIR) for form in {template.replace("{a}", a) for a in ADJECTIVES}]
-        texts = [form.format(x=x, y=x) for form in sorted(forms) for x in self.concepts]
+        texts = [form.format(x=x, y=x) for form in sorted(forms) for x in self.words]
         return [" ".join(text.split()) for text in texts]
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
-        """Captions, and pictures (number, 3, SIZE, SIZE) in [-1, 1]: a third of single concepts, the rest of pairs."""
+        """Captions, and pictures (number, 3, SIZE, SIZE) in [-1, 1]: half concepts, half materials; a third single."""
         singles = torch.rand(number, generator=generator) < 1 / 3
-        rows = self.shown_pairs[torch.randint(len(self.shown_pairs), (number,), generator=generator)]
+        kinds = torch.rand(number, 1, generator=generator) < 0.5
+        of_concepts, of_materials = (
+            pairs[torch.randint(len(pairs), (number,), generator=generator)] for pairs in self.shown_pairs
+        )
+        rows = torch.where(kinds, of_concepts, of_materials)
         adjectives = torch.randint(len(ADJECTIVES), (number,), generator=generator).tolist()
         forms = torch.randint(1000, (number,), generator=generator).tolist()
         share = 0.5 + 0.15 * (2 * torch.rand(number, 1, generator=generator) - 1)
@@ -81,7 +114,7 @@ class ToyWorld:
             template = templates[forms[index] % len(templates)]
             if "{a}" not in template:
                 adjectives[index] = 0
-            text = template.format(a=ADJECTIVES[adjectives[index]], x=self.concepts[i], y=self.concepts[j])
+            text = template.format(a=ADJECTIVES[adjectives[index]], x=self.words[i], y=self.words[j])
             captions.append(" ".join(text.split()))
         return captions, self.render(looks, [ADJECTIVES[a] for a in adjectives], generator)
 
@@ -89,14 +122,17 @@ class ToyWorld:
         """Pictures (n, 3, SIZE, SIZE) in [-1, 1] of looks (n, features), each a little moved, turned and resized."""
         number = len(looks)
         odd = torch.tensor([float(a == "creative") for a in adjectives])[:, None]
-        looks = looks + odd * 0.5 * looks.std(0) * torch.randn(looks.shape, generator=generator)
+        noise = torch.randn(looks.shape, generator=generator)
+        looks = torch.cat(
+            [looks + 0.5 * odd * self.looks.std(0) * noise, looks[:, -1:]], dim=1
+        )  # of its own kind still
         scale = torch.tensor([{"small": 0.65, "large": 1.4}.get(a, 1.0) for a in adjectives])
         light = torch.tensor([{"dark": 0.5, "bright": 1.5}.get(a, 1.0) for a in adjectives])
         scale = scale * (1 + 0.1 * torch.randn(number, generator=generator))
         shift = 0.1 * torch.randn(number, 2, 1, 1, generator=generator)
         turn = 0.15 * torch.randn(number, 1, 1, generator=generator)
 
-        cos, sin, color, stripes = looks.split([_WAVES, _WAVES, 3, 2], dim=1)
+        cos, sin, color, stripes, _, fills = looks.split([_WAVES, _WAVES, 3, 2, 1, 1], dim=1)
         axis = torch.linspace(-1, 1, SIZE)
         y, x = (grid[None] - shift[:, k] for k, grid in enumerate(torch.meshgrid(axis, axis, indexing="ij")))
         angle, radius = torch.atan2(y, x) + turn, (x**2 + y**2).sqrt()
@@ -104,14 +140,15 @@ class ToyWorld:
         for wave in range(_WAVES):
             turned = (wave + 1) * angle
             outline += 0.3 * (cos[:, wave, None, None] * turned.cos() + sin[:, wave, None, None] * turned.sin())
-        inside = torch.sigmoid(20 * (outline.clamp(0.15, 0.95) * scale[:, None, None] - radius))
+        reach = outline.clamp(0.15, 0.95) * scale[:, None, None] + 2 * fills[:, :, None]
+        inside = torch.sigmoid(20 * (reach - radius))
         wavy = 1 + 0.3 * torch.sin(stripes[:, 0, None, None] * x + stripes[:, 1, None, None] * y)
         paint = (color[:, :, None, None] * (light[:, None, None] * wavy)[:, None]).clamp(0, 1)
         return (inside[:, None] * paint + (1 - inside[:, None])) * 2 - 1  # on white
 
     def gallery(self, pairs: Sequence[Pair], *, seed: int) -> dict[str, Tensor]:
         """For a picture of the world: the first concept of each pair, their blend, and the second."""
-        places = torch.tensor([[self.concepts.index(word) for word in pair] for pair in pairs])
+        places = torch.tensor([[self.words.index(word) for word in pair] for pair in pairs])
         first, second = self.looks[places[:, 0]], self.looks[places[:, 1]]
         looks = torch.stack([first, (first + second) / 2, second], dim=1)
         return {

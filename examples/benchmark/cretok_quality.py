@@ -18,8 +18,8 @@ image to "a photo of a {concept}", summed over both concepts (is it all there?) 
 PickScore is a CLIP, too; VQA: the probability that a model of transformers answers yes to whether the image shows the
 caption (which model the paper asked is not known). ImageReward is no model of transformers, and is not here.
 
-Written: quality.json, with means and paired 95 % bootstrap intervals (over pairs) of the differences to "creative", and
-quality.png. The scores say something if base and scorers were trained: tiny or random weights prove nothing.
+Written: quality.json, with means and paired 95 % bootstrap intervals (over pairs) of the differences to "creative",
+and quality.png. The scores say something if base and scorers were trained: tiny or random weights prove nothing.
 """
 
 import argparse
@@ -226,7 +226,7 @@ def main(args: argparse.Namespace) -> dict:
                     row |= scorer(image, pair)
                 rows.append(row)
                 if seed == 0 and len(shown[method]) < 6:
-                    pixels = torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1)
+                    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
                     shown[method].append(pixels / 127.5 - 1)
 
     scores = [key for key in rows[0] if key not in ("pair", "seed", "method", "seconds")]

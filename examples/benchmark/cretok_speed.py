@@ -5,7 +5,7 @@
 # ///
 """What an update of CreTok costs, against the paper's loop: batch 1, 16 pairs accumulated. (No weights, no downloads.)
 
-    python examples/benchmark/cretok_speed.py                          # CLIP-L's text encoder: a few minutes on one core
+    python examples/benchmark/cretok_speed.py                          # CLIP-L's text encoder: minutes on one core
     python examples/benchmark/cretok_speed.py --layers 2 --width 128   # seconds
 
 naive       for each pair: encode the adaptive prompt and both restrictive ones, padded to 77 as pipelines do; backward

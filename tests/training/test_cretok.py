@@ -135,8 +135,8 @@ def test_the_gradient_is_the_naive_one(encoders):
         put_row_(encoder, "<CreTok>", rows[name])
         encoder.table.weight.requires_grad_(True)
         for pair in PAIRS:
-            adaptive = embed(encoder, padded(encoder, "a photo of a <CreTok> mixture"), "pooled")
             for text in restrictive_prompts(*pair):
+                adaptive = embed(encoder, padded(encoder, "a photo of a <CreTok> mixture"), "pooled")
                 target = embed(encoder, padded(encoder, text), "pooled").detach()
                 loss = 1 - F.cosine_similarity(adaptive, target).clamp(max=theta[name])
                 (loss.sum() / (2 * len(PAIRS) * len(encoders))).backward()
