@@ -2,10 +2,11 @@
 """A world small enough for a CLIP to learn it on the spot, so that CreTok can be shown where there are no weights.
 
 Every concept has a look: an outline, a colour, stripes. The picture of a pair is a blend of the two looks. Half of the
-world is not concepts but materials, which fill the picture and mix likewise, so that "a photo of a mixture" is far from
-saying of what. Adjectives change how something is shown, and "creative" is one of them, of something odd. A CLIP of two
-small towers learns which caption goes with which picture, as the real one did. It is never shown a pair that is to be
-measured on, nor a mixture whose caption does not name what is mixed.
+world is not concepts but materials, which fill the picture and mix likewise, so that "a photo of a mixture" is far
+from saying of what. Adjectives change how something is shown; "creative" is one of them, said of odd
+materials only, so that the word alone is far from blends of concepts, and the token has a way to go. A CLIP
+of two small towers learns which caption goes with which picture, as the real one did. It is never shown a pair that is
+to be measured on, nor a mixture whose caption does not name what is mixed.
 """
 
 import json
@@ -27,32 +28,10 @@ __all__ = ["ToyWorld", "create_clip", "train_clip_tokenizer"]
 SIZE = 32  # pixels
 _WAVES = 6  # of an outline
 ADJECTIVES = ("", "small", "large", "dark", "bright", "creative")
-MATERIALS = [
-    "sky",
-    "sand",
-    "water",
-    "grass",
-    "snow",
-    "brick",
-    "wood",
-    "marble",
-    "rust",
-    "smoke",
-    "leather",
-    "paper",
-    "velvet",
-    "stone",
-    "ice",
-    "fire",
-    "clay",
-    "glass",
-    "foam",
-    "gravel",
-    "moss",
-    "silk",
-    "tile",
-    "rain",
-]
+MATERIALS = (
+    "sky sand water grass snow brick wood marble rust smoke leather paper velvet stone ice fire clay glass foam "
+    "gravel moss silk tile rain"
+)
 SINGLE = ("a {a} {x}", "a photo of a {a} {x}")
 PAIR = (
     "a {x} {y}",
@@ -71,7 +50,7 @@ class ToyWorld:
     """
 
     def __init__(self, pairs: PairList, *, seed: int = 0) -> None:
-        self.words = list(dict.fromkeys([*pairs.concepts, *MATERIALS]))
+        self.words = list(dict.fromkeys([*pairs.concepts, *MATERIALS.split()]))
         draws, number = seeded_generator(seed), len(self.words)
         strength = 0.3 * torch.randn(number, _WAVES, generator=draws) / torch.arange(1.0, _WAVES + 1)
         turns = torch.rand(number, _WAVES, generator=draws) * 2 * math.pi
@@ -99,6 +78,7 @@ class ToyWorld:
         """Captions, and pictures (number, 3, SIZE, SIZE) in [-1, 1]: half concepts, half materials; a third single."""
         singles = torch.rand(number, generator=generator) < 1 / 3
         kinds = torch.rand(number, 1, generator=generator) < 0.5
+        of_things = kinds.flatten().tolist()
         of_concepts, of_materials = (
             pairs[torch.randint(len(pairs), (number,), generator=generator)] for pairs in self.shown_pairs
         )
@@ -112,7 +92,7 @@ class ToyWorld:
         for index, (single, (i, j)) in enumerate(zip(singles.tolist(), rows.tolist(), strict=True)):
             templates = SINGLE if single else PAIR
             template = templates[forms[index] % len(templates)]
-            if "{a}" not in template:
+            if "{a}" not in template or ADJECTIVES[adjectives[index]] == "creative" and of_things[index]:
                 adjectives[index] = 0
             text = template.format(a=ADJECTIVES[adjectives[index]], x=self.words[i], y=self.words[j])
             captions.append(" ".join(text.split()))
@@ -186,9 +166,13 @@ def train_clip_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> Any:
     pipeline = CLIPTokenizer().backend_tokenizer
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer, trained.pre_tokenizer = pipeline.normalizer, pipeline.pre_tokenizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        special_tokens=[f"{letter}</w>" for letter in alphabet],  # else their order is another one every time
+        show_progress=False,
     )
     trained.train_from_iterator(texts, trainer)
     model = json.loads(trained.to_str())["model"]
