@@ -27,7 +27,7 @@ from .toy_world import ToyWorld, create_clip, train_clip_tokenizer
 
 __all__ = ["Training", "draw_examples", "load_encoders", "start_run", "theta_of"]
 
-TRAINED, HELD_OUT, UNSEEN = "training pairs", "unseen pairs", "pairs with unseen concepts"
+TRAINED, HELD_OUT, UNSEEN = "training pairs", "unseen pairs", "unseen concepts"
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -177,10 +177,7 @@ class Training:
     def report(self, tokens: Mapping[str, Mapping[str, Tensor]], histories: Mapping[str, list]) -> dict[str, Any]:
         """Measure all tokens; print the table, draw similarity.png and curves.png, write results.json."""
         found = {token: self.measure(rows) for token, rows in tokens.items()}
-        summary = [
-            {"token": token, **{name: mean_cosine(values) for name, values in sets.items()}}
-            for token, sets in found.items()
-        ]
+        summary = [{"token": token, **_summary(sets)} for token, sets in found.items()]
         values = {
             token: {
                 name: {encoder: cosine.flatten().tolist() for encoder, cosine in by_encoder.items()}
@@ -191,7 +188,7 @@ class Training:
         results = {**provenance(), **_settings(self.args, self.theta), "rows": summary, "cosines": values}
         if not self.accelerator.is_main_process:
             return results
-        table = format_table(summary, ["token", *self.targets])
+        table = format_table(summary, list(summary[0]))
         print(f"\nMean cosine of the adaptive prompt with the prompts that name a pair\n{table}\n")
         histograms(
             {
@@ -252,6 +249,15 @@ class Training:
         if self.args.validation_pairs is not None:
             return self.args.validation_pairs
         return (self.pairs.held_out or self.pairs.train)[:3] if self.accelerator.device.type == "cuda" else []
+
+
+def _summary(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+    """By list of pairs: the mean cosine and its 10th percentile (p10), over encoders."""
+    summary = {}
+    for name, cosine in sets.items():
+        low = [values.flatten().quantile(0.1) for values in cosine.values()]
+        summary |= {name: mean_cosine(cosine), f"{name} p10": torch.stack(low).mean().item()}
+    return summary
 
 
 def _settings(args: Namespace, theta: Mapping[str, float]) -> dict[str, Any]:

@@ -149,6 +149,8 @@ def histograms(
 ) -> None:
     """Draw histograms over each other in panels one below the other, with one scale and one legend for all.
 
+    A triangle stands at the mean of a series.
+
     Args:
         panels: {title: {series: values}}; a series has the same colour in every panel.
         path: Of the picture; its ending says the format.
@@ -159,7 +161,7 @@ def histograms(
         raise ValueError("panels is empty: there is nothing to draw.")
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     low, high = min(every), max(every)
-    edges = np.linspace(low, max(high, low + 1e-6), 49)
+    edges = np.linspace(low, max(high, low + 1e-6), 31)
     figure = _figure(6.2, 1.5 * len(panels) + 0.9, layout="constrained")
     grid = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False).flat)
     handles: dict[str, Any] = {}
@@ -167,8 +169,9 @@ def histograms(
         for name, values in series.items():
             shares = np.histogram(values, edges)[0] / len(values)
             color = COLORS[names.index(name) % len(COLORS)]
-            handles[name] = axes.stairs(shares, edges, fill=True, alpha=0.55, color=color, label=name)
-            axes.axvline(float(np.mean(values)), color=color, linewidth=1.8)
+            axes.stairs(shares, edges, fill=True, alpha=0.15, color=color)
+            handles[name] = axes.stairs(shares, edges, linewidth=1.6, color=color, label=name)
+            axes.plot(np.mean(values), 0, marker="^", markersize=9, color=color, clip_on=False, zorder=3)
         for name, values in (marks or {}).items():
             for value in values:
                 handles[name] = axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=name)
