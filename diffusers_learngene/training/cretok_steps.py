@@ -253,7 +253,7 @@ class Training:
 
 def _summary(sets: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
     """By list of pairs: the mean cosine and its 10th percentile (p10), over encoders."""
-    summary = {}
+    summary: dict[str, float] = {}
     for name, cosine in sets.items():
         low = [values.flatten().quantile(0.1) for values in cosine.values()]
         summary |= {name: mean_cosine(cosine), f"{name} p10": torch.stack(low).mean().item()}
