@@ -234,7 +234,7 @@ def main(args: argparse.Namespace) -> dict:
     print(format_table(summary, ["method", "seconds", *scores]))
     print("Trained weights make these numbers mean something; tiny or random ones prove nothing about quality.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    labels = [" + ".join(pair) for pair in pairs[:6]]
+    labels = ["\n".join(pair) for pair in pairs[:6]]
     grid = {name: torch.stack(images) for name, images in shown.items()}
     image_grid(grid, args.output_dir / "quality.png", column_labels=labels)
     facts = {"device": device, "dtype": args.dtype, "seeds": args.seeds, "pairs": len(pairs), "scores": scores}
