@@ -3,10 +3,10 @@
 
 Every concept has a look: an outline, a colour, stripes. The picture of a pair is a blend of the two looks. Half of the
 world is not concepts but materials, which fill the picture and mix likewise, so that "a photo of a mixture" is far
-from saying of what. Adjectives change how something is shown; "creative" is one of them, said of odd
-materials only, so that the word alone is far from blends of concepts, and the token has a way to go. A CLIP
-of two small towers learns which caption goes with which picture, as the real one did. It is never shown a pair that is
-to be measured on, nor a mixture whose caption does not name what is mixed.
+from saying of what. Adjectives change how something is shown; "creative" is one of them, said of odd materials only,
+so that the word alone is far from blends of concepts, and the token has a way to go. A CLIP of two small towers learns
+which caption goes with which picture, as the real one did. It is never shown a pair that is to be measured on, nor a
+mixture whose caption does not name what is mixed.
 """
 
 import json
