@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learngenes for diffusers: one small artefact, from which models of any depth and width are built.
 
-Importing the package registers its methods with PEFT; it costs PEFT's import and little more, because `Learngene`,
-which needs diffusers, is imported when it is first asked for.
+Importing the package registers its methods with PEFT, and `custom_pipeline="cretok"` with diffusers; it costs PEFT's
+import and little more, because what needs diffusers' models or pipelines is imported when it is first asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .integrations import register_peft_methods
+from .integrations import register_custom_pipelines, register_peft_methods
 from .tuners import (
     FINEConfig,
     FINEModel,
@@ -23,10 +24,15 @@ from .tuners import (
 
 if TYPE_CHECKING:
     from .learngene import Learngene, LearngeneError
+    from .pipelines.cretok import CreTokPipeline
+    from .pipelines.token import CreTok, CreTokError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CreTok",
+    "CreTokError",
+    "CreTokPipeline",
     "FINEConfig",
     "FINEModel",
     "Learngene",
@@ -42,11 +48,18 @@ __all__ = [
 ]
 
 register_peft_methods()
+register_custom_pipelines()
+
+_LAZY = {
+    "CreTok": ".pipelines.token",
+    "CreTokError": ".pipelines.token",
+    "CreTokPipeline": ".pipelines.cretok",
+    "Learngene": ".learngene",
+    "LearngeneError": ".learngene",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Learngene", "LearngeneError"):
-        from . import learngene
-
-        return getattr(learngene, name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,8 @@ ranges, keys and shapes are checked in the file's header, before a tensor is rea
 """
 
 import json
-import os
 import re
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .blocks import find_stacks
+from .files import HUB_ID, write
 from .layout import Layout, layout_of, parse_group_key
 from .methods import METHODS, Method
 from .models import check_config, empty_model, override_config
@@ -29,7 +28,6 @@ from .tuners.base_config import check_integer
 WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1
 
-_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _DTYPES = ("F32", "F16", "BF16")
 _FEW_BLOCKS = 256  # a config may ask for so many although the file has fewer: another tower, a count of something else
 
@@ -102,11 +100,6 @@ class ArtefactConfig:
         return shapes
 
 
-def hub_id(name: str | os.PathLike[str] | None) -> str | None:
-    """`name` if it is a Hub id, "org/name"; None for a folder, whose path is nobody's business."""
-    return str(name) if name and _HUB_ID.fullmatch(str(name)) and not Path(name).exists() else None
-
-
 def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write model.safetensors and, for readers and the Hub's download counter, config.json."""
     description = asdict(config)
@@ -114,21 +107,6 @@ def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, T
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write(folder / WEIGHTS, lambda path: save_file(stored, path, metadata=metadata))
     write(folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8"))
-
-
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Write through a temporary file in the same folder: at any moment `path` is the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save(temporary)
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
@@ -177,7 +155,7 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
             raise LearngeneError(f"{name}={values[name]!r} must be a {kind.__name__}.")
     config = ArtefactConfig(**values)
 
-    if config.ancestry is not None and not (isinstance(config.ancestry, str) and _HUB_ID.fullmatch(config.ancestry)):
+    if config.ancestry is not None and not (isinstance(config.ancestry, str) and HUB_ID.fullmatch(config.ancestry)):
         raise LearngeneError(f"ancestry={config.ancestry!r} must be a Hub id or null.")
     if config.init_seed is not None:
         check_integer("init_seed", config.init_seed, least=0, most=2**63 - 1)

@@ -3,24 +3,27 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FunctionLoader
 
-from .artefact import ArtefactConfig
-from .models import sizes_of
+
+if TYPE_CHECKING:
+    from .artefact import ArtefactConfig
 
 
 __all__ = ["card_images", "model_card", "render"]
 
 
-def model_card(config: ArtefactConfig, card: dict[str, Any]) -> ModelCard:
+def model_card(config: "ArtefactConfig", card: dict[str, Any]) -> ModelCard:
     """The card of a learngene, from hub_cards/<method>.md.
 
     Args:
         card: what the description does not say: repo_id, results, images, training, license, ...; all optional.
     """
+    from .models import sizes_of  # which imports all of diffusers; the other functions here are for other cards, too
+
     data = ModelCardData(
         library_name="diffusers-learngene",
         license=card.get("license") or "apache-2.0",

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, hub_id, read_artefact, write, write_artefact
+from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, read_artefact, write_artefact
 from .cards import card_images, model_card
 from .closed_form import closed_form
+from .files import hub_id, local_folder, write
 from .functional.resize import DepthInit
 from .generated import generated_model
 from .initializers.scratch import scratch
@@ -283,21 +284,18 @@ class Learngene(
         Raises:
             LearngeneError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            try:
-                download = snapshot_download(
-                    str(pretrained_model_name_or_path),
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    token=token,
-                    local_files_only=local_files_only,
-                    allow_patterns=[WEIGHTS, "config.json"],
-                )
-            except HFValidationError as error:
-                raise LearngeneError(f"{str(folder)!r} is neither a folder nor the id of a repository.") from error
-            folder = Path(download)
+        try:
+            folder = local_folder(
+                pretrained_model_name_or_path,
+                [WEIGHTS, "config.json"],
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        except HFValidationError as error:
+            raise LearngeneError(str(error)) from error
         if not (folder / WEIGHTS).is_file():
             raise LearngeneError(
                 f"{str(pretrained_model_name_or_path)!r} holds no {WEIGHTS}: not a learngene (pickles are never read)."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two pictures: samples of several models, one row each, and curves in small panels.
+"""Three pictures: samples of several models, one row each; curves, and histograms, in small panels.
 
 matplotlib's objects, not `pyplot`: no global state, no window system, and no import until a picture is drawn.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 
-__all__ = ["curves", "image_grid"]
+__all__ = ["curves", "histograms", "image_grid"]
 
 # Okabe and Ito's colours: told apart by the colour-blind, too. The first is for what matters most.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -137,6 +137,58 @@ def curves(
             fontsize=9.5,
             labelcolor=INK,
         )
+    _save(figure, path, dpi=150)
+
+
+def histograms(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    path: str | os.PathLike[str],
+    *,
+    xlabel: str,
+    marks: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Draw histograms over each other in panels one below the other, with one scale and one legend for all.
+
+    A triangle stands at the mean of a series.
+
+    Args:
+        panels: {title: {series: values}}; a series has the same colour in every panel.
+        path: Of the picture; its ending says the format.
+        marks: Values to draw a dashed line at, by what they are called.
+    """
+    every = [value for series in panels.values() for values in series.values() for value in values]
+    if not every:
+        raise ValueError("panels is empty: there is nothing to draw.")
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    low, high = min(every), max(every)
+    edges = np.linspace(low, max(high, low + 1e-6), 31)
+    figure = _figure(6.2, 1.5 * len(panels) + 0.9, layout="constrained")
+    grid = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False).flat)
+    handles: dict[str, Any] = {}
+    for axes, (title, series) in zip(grid, panels.items(), strict=True):
+        for name, values in series.items():
+            shares = np.histogram(values, edges)[0] / len(values)
+            color = COLORS[names.index(name) % len(COLORS)]
+            axes.stairs(shares, edges, fill=True, alpha=0.15, color=color)
+            handles[name] = axes.stairs(shares, edges, linewidth=1.6, color=color, label=name)
+            axes.plot(np.mean(values), 0, marker="^", markersize=9, color=color, clip_on=False, zorder=3)
+        for name, values in (marks or {}).items():
+            for value in values:
+                handles[name] = axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=name)
+        axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("#999999")
+        axes.tick_params(color="#999999", labelcolor=INK, labelsize=9)
+    figure.supxlabel(xlabel, fontsize=10, color=INK)
+    figure.legend(
+        handles=list(handles.values()),
+        loc="outside upper center",
+        ncols=min(len(handles), 5),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=INK,
+    )
     _save(figure, path, dpi=150)
 
 

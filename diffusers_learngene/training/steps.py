@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from huggingface_hub import create_repo
 from torch import nn
 
-from ..artefact import hub_id
+from ..files import hub_id
 from ..learngene import Learngene
 from ..models import depth_key, enable_gradient_checkpointing_, model_config, size_overrides, width_overrides
 from .arguments import training_options

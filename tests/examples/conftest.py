@@ -63,6 +63,15 @@ def train_fine():
     return Example("train_fine.py", TINY)
 
 
+@pytest.fixture(scope="module")
+def train_cretok():
+    return Example(
+        "train_cretok.py",
+        "--clip_train_steps 4 --clip_train_batch_size 4 --max_train_steps 4 --eval_steps 2 --checkpointing_steps 2 "
+        "--theta 0.999 --num_validation_images 1 --num_inference_steps 1",
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def digits():
     """200 digits instead of 1,797, because they are decoded in every run; and no search for garbage between models."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_learngene.training.plots import curves, image_grid
+from diffusers_learngene.training.plots import curves, histograms, image_grid
 
 
 def test_a_grid_shows_every_pixel_as_a_square(tmp_path):
@@ -43,3 +43,11 @@ def test_errors(tmp_path, rows, labels, message):
         image_grid(rows, tmp_path / "grid.png", column_labels=labels)
     with pytest.raises(ValueError, match="panels is empty"):
         curves({"panel": {}}, tmp_path / "curves.png")
+
+
+def test_histograms(tmp_path):
+    values = {"one": [0.1, 0.2, 0.2], "other": [0.5]}
+    histograms({"a": values, "b": {"one": [0.3]}}, tmp_path / "h.png", xlabel="cosine", marks={"theta": [0.5]})
+    assert (tmp_path / "h.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="nothing to draw"):
+        histograms({}, tmp_path / "h.png", xlabel="cosine")

@@ -54,5 +54,6 @@ print(time.process_time() - start, *sys.modules)
 @pytest.mark.slow
 def test_import_is_light():
     out = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
-    assert float(out[0]) < 0.3
+    assert float(out[0]) < 0.6  # nearly all of it is diffusers' __init__, without its pipelines and models
     assert not {"matplotlib", "sklearn", "datasets", "gymnasium", "evaluate"} & set(out[1:])
+    assert "diffusers.pipelines.pipeline_utils" not in out

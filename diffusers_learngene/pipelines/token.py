@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The artefact of CreTok: one embedding row per CLIP text encoder, a description, and a card with example images.
+
+    learned_embeds.safetensors      {token: (1, width)} for text_encoder
+    learned_embeds_2.safetensors    the same for text_encoder_2, if the base has a second CLIP encoder
+    config.json, README.md
+
+This is the layout of diffusers' textual inversion, so stock pipelines read it with `load_textual_inversion`, one call
+an encoder. The description is in the metadata of every file, which have to agree; config.json repeats it for readers
+and for the Hub's download counter. Data only: nothing is ever unpickled, and nothing in a file names code, or a path.
+"""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..cards import card_images, render
+from ..files import HUB_ID, local_folder, write
+from .prompts import PLAIN_WORD, TEMPLATE, TOKEN, adaptive_prompt
+
+
+__all__ = ["CreTok", "CreTokConfig", "CreTokError", "check_token"]
+
+FORMAT_VERSION = 1
+WEIGHTS = {
+    "text_encoder": "learned_embeds.safetensors",
+    "text_encoder_2": "learned_embeds_2.safetensors",
+    "text_encoder_3": "learned_embeds_3.safetensors",
+}
+_MAX_WIDTH = 2**16
+_SCALARS = (str, int, float, bool, type(None))
+
+
+class CreTokError(ValueError):
+    """A CreTok file or folder that is incomplete, damaged, or none at all; the message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class CreTokConfig:
+    """What a CreTok artefact says about itself.
+
+    Attributes:
+        encoders: width of the row of every text encoder, by the name of the pipeline component.
+        token: as it is written in prompts.
+        plain_word: what a text encoder reads in its place that has no row of it (T5).
+        template: of the prompt that it was trained in, {} where the token stands.
+        base_class: class name of the pipeline whose encoders it was trained for.
+        base_model: Hub id of that pipeline, if it has one.
+        training: the settings of the training: numbers, words, and lists of them.
+        format_version: of this layout.
+
+    Raises:
+        ValueError: a value that cannot be; see `check`.
+    """
+
+    encoders: dict[str, int]
+    token: str = TOKEN
+    plain_word: str = PLAIN_WORD
+    template: str = TEMPLATE
+    base_class: str | None = None
+    base_model: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise a ValueError that names the attribute and its value, if one cannot be."""
+        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version={self.format_version!r} is not 1: update diffusers-learngene.")
+        if not isinstance(self.encoders, dict) or not self.encoders or not self.encoders.keys() <= WEIGHTS.keys():
+            raise ValueError(f"encoders={self.encoders!r} must name some of {list(WEIGHTS)}.")
+        for name, width in self.encoders.items():
+            if type(width) is not int or not 1 <= width <= _MAX_WIDTH:
+                raise ValueError(f"encoders: the width {width!r} of {name} must be a number from 1 to {_MAX_WIDTH}.")
+        check_token(self.token)
+        for name in ("plain_word", "template"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip() or len(value) > 1000:
+                raise ValueError(f"{name}={value!r} must be words.")
+        adaptive_prompt(self.token, self.template)
+        if self.base_class is not None and not (isinstance(self.base_class, str) and self.base_class.isidentifier()):
+            raise ValueError(f"base_class={self.base_class!r} must be the name of a class or null.")
+        if self.base_model is not None and not (
+            isinstance(self.base_model, str) and HUB_ID.fullmatch(self.base_model)
+        ):
+            raise ValueError(f"base_model={self.base_model!r} must be a Hub id or null.")
+        if not isinstance(self.training, dict):
+            raise ValueError(f"training={self.training!r} must be a dict of settings.")
+        for key, value in self.training.items():
+            for item in value if isinstance(value, list) else [value]:
+                if not isinstance(item, _SCALARS) or isinstance(item, float) and not math.isfinite(item):
+                    raise ValueError(f"training[{key!r}]={value!r} must be a number, words, or a list of them.")
+
+    def renamed(self, token: str) -> "CreTokConfig":
+        """The same under another name."""
+        return CreTokConfig(**{**asdict(self), "token": token})
+
+
+def check_token(token: object) -> None:
+    """Raise a ValueError unless it can be written in a prompt as one word."""
+    if not isinstance(token, str) or not re.fullmatch(r"\S{1,64}", token):
+        raise ValueError(f"token={token!r} must be one word of up to 64 characters, such as {TOKEN!r}.")
+
+
+class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", "textual-inversion", "safetensors"]):
+    """A trained token: `config`, and `rows`, (width,) in fp32 on the CPU by text encoder.
+
+    Pipelines have verbs for it (`load_cretok`, `save_cretok`, `push_cretok`, `unload_cretok`). What is set in `card`
+    (repo_id, results, images, license, commit: all optional) goes into the model card; images are paths of PNG files,
+    and are copied beside it.
+
+    Raises:
+        CreTokError: rows that are not those of the config, or not finite.
+    """
+
+    def __init__(self, config: CreTokConfig, rows: dict[str, Tensor]) -> None:
+        self.config = config
+        self.rows = {name: row.detach().float().cpu().flatten() for name, row in rows.items()}
+        self.card: dict[str, Any] = {}
+        widths = {name: len(row) for name, row in self.rows.items()}
+        if widths != config.encoders:
+            raise CreTokError(f"the rows have the widths {widths}, but the config says {config.encoders}.")
+        for name, row in self.rows.items():
+            if not torch.isfinite(row).all():
+                raise CreTokError(f"the row of {name} holds NaN or infinity.")
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the rows, config.json, README.md and the card's images, each atomically; perhaps push them.
+
+        Returns:
+            The address of the commit, if pushed.
+        """
+        card = {**self.card, **(model_card_kwargs or {})}
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = asdict(self.config)
+        for name, file in WEIGHTS.items():
+            if name in self.rows:
+                tensors, metadata = {self.config.token: self.rows[name][None]}, {"cretok": json.dumps(description)}
+                write(folder / file, partial(save_file, tensors, metadata=metadata))
+            else:
+                (folder / file).unlink(missing_ok=True)  # of an artefact with more encoders, saved here before
+        text = json.dumps(description, indent=2)
+        write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        for image in card_images(card):
+            if image.resolve() != (folder / image.name).resolve():
+                write(folder / image.name, partial(shutil.copyfile, image))
+        write(folder / "README.md", self.generate_model_card(**card).save)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+        return None
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """As `ModelHubMixin.push_to_hub`; nothing but what `save_pretrained` writes is ever uploaded."""
+        kwargs["model_card_kwargs"] = {"repo_id": repo_id, **(kwargs.get("model_card_kwargs") or {})}
+        kwargs["allow_patterns"] = [*WEIGHTS.values(), "config.json", "README.md", "*.png"]
+        return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> "CreTok":
+        """The token of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
+
+        Args:
+            token: to log in to the Hub with; not the name of the CreTok.
+
+        Raises:
+            CreTokError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
+        """
+        try:
+            folder = local_folder(
+                pretrained_model_name_or_path,
+                [*WEIGHTS.values(), "config.json"],
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        except HFValidationError as error:
+            raise CreTokError(str(error)) from error
+        found = {name: folder / file for name, file in WEIGHTS.items() if (folder / file).is_file()}
+        if not found:
+            name = str(pretrained_model_name_or_path)
+            raise CreTokError(f"{name!r} holds no {WEIGHTS['text_encoder']}: not a CreTok (pickles are never read).")
+        return cls(*_read(found))
+
+    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
+        """The model card from hub_cards/cretok.md, with what is in `self.card`."""
+        from .. import __version__
+
+        card = {"version": __version__, **self.card, **{k: v for k, v in card_kwargs.items() if v is not None}}
+        data = ModelCardData(
+            library_name="diffusers",
+            license=card.get("license") or "apache-2.0",
+            base_model=self.config.base_model,
+            pipeline_tag="text-to-image",
+            tags=["cretok", "textual-inversion", "diffusers-learngene", "safetensors"],
+        )
+        variables = asdict(self.config) | {"weights": {name: WEIGHTS[name] for name in self.config.encoders}} | card
+        return ModelCard(render("cretok", data, **variables | {"images": [p.name for p in card_images(card)]}))
+
+
+def _read(paths: dict[str, Path]) -> tuple[CreTokConfig, dict[str, Tensor]]:
+    """Config and rows of the files of an artefact, whose headers are checked before a tensor is read."""
+    rows, descriptions = {}, {}
+    for name, path in paths.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                descriptions[name] = (file.metadata() or {}).get("cretok")
+                config = _parse(descriptions[name])
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                expected = {config.token: (1, config.encoders.get(name))}
+                if shapes != expected:
+                    raise CreTokError(f"it holds {shapes}, but its description asks for {expected}.")
+                rows[name] = file.get_tensor(config.token)
+                if not rows[name].is_floating_point():
+                    raise CreTokError(f"its row is {rows[name].dtype}, which is no floating-point type.")
+        except (SafetensorError, OSError) as error:
+            raise CreTokError(f"{path} cannot be read as safetensors ({error}): download or copy it again.") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CreTokError(f"{path} is not a CreTok that can be used: {error}") from error
+    if len(set(descriptions.values())) > 1 or rows.keys() != config.encoders.keys():
+        raise CreTokError(
+            f"the files {[str(path) for path in paths.values()]} are not of one CreTok, whose encoders are "
+            f"{list(config.encoders)}: download or copy the whole folder again."
+        )
+    return config, rows
+
+
+def _parse(description: str | None) -> CreTokConfig:
+    if description is None:
+        raise CreTokError("a safetensors file without the description of a CreTok (load_textual_inversion reads it).")
+    values = json.loads(description)
+    names = {entry.name for entry in fields(CreTokConfig)}
+    if not isinstance(values, dict) or values.keys() != names:
+        found = values.keys() if isinstance(values, dict) else {type(values).__name__}
+        raise CreTokError(f"the description lacks {names - found} and has {found - names}.")
+    return CreTokConfig(**values)
