@@ -26,6 +26,8 @@ os.environ.update(
     NO_PROXY="127.0.0.1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",  # models this small are not worth a second thread, and there is a test process for every core
+    OMP_WAIT_POLICY="passive",
 )
 for variable in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH"):
     os.environ.pop(variable, None)

@@ -8,15 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from diffusers_learngene.training import data
 
 
 ROOT = Path(__file__).parents[2]
-
-torch.set_num_threads(1)  # models this small are not worth a second one
 
 
 class Example:

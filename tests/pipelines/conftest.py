@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-import torch
 
 import text_to_image
-
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,6 @@ each_kind = pytest.mark.parametrize("kind", TEXT_EMBEDDINGS)
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    torch.set_num_threads(1)
     yield
     AcceleratorState._reset_state()
     PartialState._reset_state()

@@ -6,15 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 from peft import PeftConfig
 
 from diffusers_learngene import FINEConfig, WAVEConfig
 from models import MODELS, Tiny
-
-
-# Matrices this small are not worth a second thread, and two threads on a busy machine are 50 times slower than one.
-torch.set_num_threads(1)
 
 
 @dataclass
