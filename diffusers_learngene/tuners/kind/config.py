@@ -11,7 +11,7 @@ from torch import Tensor
 from ...blocks import Group
 from ...functional import fine, kind
 from ...integrations import LearngenePeftType
-from ..base_config import LearngeneConfig, check_integer, check_numbers
+from ..base_config import MAX_NUMBERS, LearngeneConfig, check_integer, check_numbers
 from ..fine.config import fused_shape
 
 
@@ -35,6 +35,7 @@ class KINDConfig(LearngeneConfig):
             may be in several, as in a hierarchy, and opens the tailors of each. Default: every class by itself.
         class_gate: which tailors a class opens, as a row of zeros and ones for every class, instead of the two above;
             a row of zeros is a class that is known, and has none.
+        known_classes: classes whose labels are accepted. Default: those of `class_groups`; without them, all.
         group_sizes: `{group: [learngenes, tailors]}` of these groups of layers instead, where tailors are a multiple
             of the classes (or class groups, or columns of `class_gate`), which take turns (`functional.kind`).
         target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
@@ -62,6 +63,7 @@ class KINDConfig(LearngeneConfig):
     num_classes: int | None = None
     class_groups: list[list[int]] | dict[str, list[int]] | None = None
     class_gate: list[list[int]] | None = None
+    known_classes: list[int] | None = None
     group_sizes: dict[str, list[int]] | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +89,13 @@ class KINDConfig(LearngeneConfig):
             self._check_gate()
         if self.class_groups is not None:
             self._check_class_groups()
+        if self.known_classes is not None:
+            if not isinstance(self.known_classes, list | tuple):
+                raise ValueError(f"known_classes={self.known_classes!r} must be a list of classes.")
+            most = MAX_NUMBERS if self.num_classes is None else self.num_classes - 1
+            for label in self.known_classes:
+                check_integer("known_classes", label, least=0, most=most)
+            self.known_classes = list(self.known_classes)
         if self.num_classes is not None:
             check_numbers("The gate matrix of num_classes", (self.num_classes + 1, max(1, self.num_units)))
 
@@ -175,6 +184,9 @@ class KINDConfig(LearngeneConfig):
             known[:-1] = matrix[:-1].any(1)
         else:
             matrix[:-1].fill_diagonal_(True)
+        if self.known_classes is not None:
+            known[:-1] = False
+            known[self.known_classes] = True
         return matrix, known
 
     def check_addable(self, other: LearngeneConfig) -> None:
