@@ -5,13 +5,13 @@
     y         =  ((x V) * (sigma * g(c))) U^T
 
 The first components are learngenes, on for every class; the others are tailors, on for the classes that the gate
-g(c) in {0, 1}^r assigns them to. Gradients follow the gate, so training diverts what is common to all classes into the
-learngenes and what is particular into the tailors. Every layer has its own U, sigma and V: unlike FINE's, nothing is
-shared, and the arithmetic of one layer is FINE's with sigma * g for sigma (`functional.fine`). As the gate lies between
-the two factors, a batch of many classes needs no weights per sample.
+g(c) in {0, 1}^r assigns them to. Gradients follow the gate, so training diverts what is common to all classes into
+the learngenes and what is particular into the tailors. Every layer has its own U, sigma and V: unlike in FINE, nothing
+is shared, and the arithmetic of one layer is FINE's with sigma * g for sigma (`functional.fine`). As the gate lies
+between the two factors, a batch of many classes needs no weights per sample.
 
-Letters: W (m1, m2), U (m1, r), V (m2, r), sigma (r,), g (..., r), C classes, B samples. Where q, k and v of a layer are
-fused, W is theirs one above the other: one sigma, one V and one gate for the three, and each has its rows of U.
+Letters: W (m1, m2), U (m1, r), V (m2, r), sigma (r,), g (..., r), C classes, B samples. Where q, k and v of a layer
+are fused, W is theirs one above the other: one sigma, one V and one gate for the three, and each has its rows of U.
 
 What the paper leaves open, and the reading here: the null class of classifier-free guidance owns no tailors, so the
 unconditional branch knows no class; ranks are free (the tailors of all classes may outnumber the sides of W, as one
@@ -33,7 +33,8 @@ def default_sizes(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Learngenes, and tailors of one class, where the factors are the whole weight: side / 2 and side / 64.
 
     `shapes` are the matrices that one layer brings to the group, and the side is the smaller one of the fused matrix:
-    D for every matrix of a DiT. D / 2 learngenes are what the paper's FLOPs give; its tailors of one class are unknown.
+    D for every matrix of a DiT. D / 2 learngenes follow from the paper's FLOPs; how many tailors each of its classes
+    has is not known.
     """
     side = fine.default_rank(shapes)
     return side // 2, max(1, side // 64)
@@ -56,7 +57,7 @@ def spread(gated: Tensor, dims: int) -> Tensor:
 
 
 def compose(sigma: Tensor, gate: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Build W(c) (KIND-2): sigma (r,), gate (..., r), u (m1, r), v (m2, r) -> (..., m1, m2), a weight for every gate."""
+    """Build W(c) (KIND-2) for every gate: sigma (r,), gate (..., r), u (m1, r), v (m2, r) -> (..., m1, m2)."""
     return fine.compose(sigma * gate, u, v)
 
 

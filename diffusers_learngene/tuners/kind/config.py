@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from ..fine.config import fused_shape
 class KINDConfig(LearngeneConfig):
     """Config of KIND: every matrix is U diag(sigma * g(c)) V^T, where the gate g opens tailors for the class c.
 
-    Classes are those of the model's `class_labels`, or of `class_gate`. The null class, `num_classes`, opens learngenes
-    only. A class of no group is unknown: the model refuses its label, rather than pass off what it never learned.
+    Classes are those of the model's `class_labels`, or of `class_gate`. The null class, `num_classes`, opens
+    learngenes only. A class of no group is unknown: its label is refused, rather than answered with what was never
+    learned.
 
     Args:
         num_learngene: components that are always on, of each layer of a group; no more than its smaller side. Default
@@ -90,33 +91,29 @@ class KINDConfig(LearngeneConfig):
         if self.class_groups is not None:
             self._check_class_groups()
         if self.known_classes is not None:
-            if not isinstance(self.known_classes, list | tuple):
-                raise ValueError(f"known_classes={self.known_classes!r} must be a list of classes.")
-            most = MAX_NUMBERS if self.num_classes is None else self.num_classes - 1
-            for label in self.known_classes:
-                check_integer("known_classes", label, least=0, most=most)
-            self.known_classes = list(self.known_classes)
+            self.known_classes = self._checked_classes("known_classes", self.known_classes, least=0)
         if self.num_classes is not None:
             check_numbers("The gate matrix of num_classes", (self.num_classes + 1, max(1, self.num_units)))
 
     def _check_class_groups(self) -> None:
-        groups = self.class_groups
-        named = groups.items() if isinstance(groups, dict) else enumerate(groups if isinstance(groups, list) else ())
-        items = list(named)
-        if not items or not all(isinstance(key, str) for key in (groups if isinstance(groups, dict) else ())):
+        groups: Any = self.class_groups
+        if isinstance(groups, list | tuple):
+            self.class_groups = [self._checked_classes(f"class_groups[{i}]", group) for i, group in enumerate(groups)]
+        elif isinstance(groups, dict) and all(isinstance(key, str) for key in groups):
+            named = groups.items()
+            self.class_groups = {key: self._checked_classes(f"class_groups[{key!r}]", group) for key, group in named}
+        if not self.class_groups or groups is self.class_groups:
             raise ValueError(f"class_groups={groups!r} must be lists of classes, or map names to lists of classes.")
-        for key, classes in items:
-            name = f"class_groups[{key!r}]"
-            if not isinstance(classes, list | tuple) or not classes:
-                raise ValueError(f"{name}={classes!r} must be a list of classes.")
-            for label in classes:
-                check_integer(name, label, least=0)
-                if self.num_classes is not None and label >= self.num_classes:
-                    raise ValueError(f"{name} holds the class {label}, but num_classes={self.num_classes}.")
-            if len(set(classes)) < len(classes):
-                raise ValueError(f"{name}={classes!r} holds a class twice.")
-        pairs = {key: list(classes) for key, classes in items}
-        self.class_groups = pairs if isinstance(groups, dict) else list(pairs.values())
+
+    def _checked_classes(self, name: str, classes: Any, least: int = 1) -> list[int]:
+        if not isinstance(classes, list | tuple) or len(classes) < least:
+            raise ValueError(f"{name}={classes!r} must be a list of classes.")
+        most = MAX_NUMBERS if self.num_classes is None else self.num_classes - 1
+        for label in classes:
+            check_integer(name, label, least=0, most=most)
+        if len(set(classes)) < len(classes):
+            raise ValueError(f"{name}={classes!r} holds a class twice.")
+        return list(classes)
 
     def _check_gate(self) -> None:
         rows = self.class_gate

@@ -70,8 +70,8 @@ class ClassTable(nn.Module):
             torch._assert_async(allowed.all(), "class labels that the KIND adapter does not know")
         elif not allowed.all():
             raise ValueError(
-                f"The KIND adapter does not know the classes {sorted(set(ids[~allowed].tolist()))}: it has "
-                f"{int(known.sum()) - 1} of the {self.num_classes} from 0 on, and {self.num_classes} as the null class."
+                f"The KIND adapter does not know the classes {sorted(set(ids[~allowed].tolist()))}, only "
+                f"{int(known.sum()) - 1} of those from 0 to {self.num_classes} and the null class {self.num_classes}."
             )
 
     def extra_repr(self) -> str:
@@ -229,7 +229,8 @@ def class_gate(
     Raises:
         ValueError: the model has no KIND adapter, or no gate can be made of the classes.
     """
-    states = {layer.gate: None for layer in model.modules() if isinstance(getattr(layer, "gate", None), GateState)}
+    gates: list[Any] = [getattr(layer, "gate", None) for layer in model.modules()]
+    states = dict.fromkeys(gate for gate in gates if isinstance(gate, GateState))
     if not states:
         raise ValueError(f"{type(model).__name__} has no KIND adapter for a gate to open.")
     with ExitStack() as stack:

@@ -38,8 +38,8 @@ class TailoredBank(FactorBank):
 class KINDLayer(LearngeneLayer):
     """KIND for any layout.
 
-    A batch of many classes is computed with the factors, as no one weight fits it. A weight is that of one class: there
-    is one if the adapter has no tailors, if it knows one class, or inside `class_gate(model, id)`.
+    A batch of many classes is computed with the factors, as no one weight fits it. A weight is that of one class:
+    there is one if the adapter has no tailors, if it knows one class, or inside `class_gate(model, id)`.
     """
 
     adapter_layer_names = ("learngene_kind_bank", "learngene_kind_sigma", "learngene_kind_classes")

@@ -70,7 +70,8 @@ class KINDModel(LearngeneModel):
     def _create_scaler(self, config: KINDConfig, bank: TailoredBank, group: Group, matrix: Matrix) -> Scaler:
         sigma = Scaler(bank.rank)
         rounds = bank.num_tailors // max(1, self._table.num_units)
-        units = self._table.matrix[:-1].sum(1).float().mean().item() if rounds else 0.0
+        of_classes: Any = self._table.matrix[:-1]  # type: ignore[index]
+        units = of_classes.sum(1).float().mean().item() if rounds else 0.0
         open_components = max(1, round(bank.num_learngene + rounds * units))
         nn.init.normal_(sigma.weight, std=fine.sigma_std(bank.shape, open_components))
         return sigma
