@@ -52,6 +52,15 @@ class Layout:
         """The matrices that make up the fused one of a group, top to bottom."""
         return sorted((e for e in self.entries.values() if e.group == group), key=lambda entry: entry.offset)
 
+    def groups_of(self, groups: Collection[str]) -> dict[str, str]:
+        """Of the layers whose matrices belong to these groups, the group, by module path."""
+        return {
+            name.removesuffix(".weight"): entry.group
+            for entry in self.entries.values()
+            if entry.group in groups
+            for name in entry.names.values()
+        }
+
     def owns(self, key: str) -> bool:
         """Whether an entry has a tensor of its own (k and v may share q's)."""
         return self.entries[key].scaler in (None, key)

@@ -4,6 +4,7 @@
     condense      ancestry model -> learngene, in closed form: seconds, no data; `training.condensing` distils it
     save / push   model.safetensors + config.json + README.md: data only
     descend       learngene -> a descendant of another size: a PeftModel whose weights are generated
+    absorb        a trained descendant -> the learngene that makes it
 
 The file holds the bank of every group once (`methods`), and for every *width* that it was condensed for one set of
 size tensors (`layout.Layout`: scalers, biases, norms, embedders), kept at the depth of the ancestry. A depth needs no
@@ -11,32 +12,48 @@ tensors of its own: layers are selected by relative depth. (A width does: DiT's 
 another one at every width, so embedders and scalers of a narrower model cannot be a cut-out of the wider one's; and
 the paper's scalers are per target size.) The description of the file is in the metadata of the safetensors file
 itself, so that the two cannot disagree; config.json repeats it for readers and for the Hub's download counter.
+
+A learngene of KIND has one size, but can be taken apart by class: `select`, `descend(classes=)`; and it can be taught
+new classes: `descend(num_new_classes=)`, then `absorb`.
 """
 
+import copy
 import logging
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, hub_id, read_artefact, write, write_artefact
+from .artefact import (
+    WEIGHTS,
+    ArtefactConfig,
+    LearngeneError,
+    find_artefact,
+    hub_id,
+    read_artefact,
+    write,
+    write_artefact,
+)
 from .cards import card_images, model_card
-from .closed_form import closed_form
+from .classes import tailors_of_new_class
+from .closed_form import check_ancestry, check_layout, closed_form
+from .dit import LabelInit, train_label_rows_
 from .functional.resize import DepthInit
-from .generated import generated_model
+from .generated import ADAPTER, NOVEL, adapter_sizes, add_tailors_, gathered, generated_model
 from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .methods import Bank, Start, method_of
-from .models import empty_model, model_config, prepare_ancestry_, tensors_of
-from .tuners.base_config import LearngeneConfig
+from .models import empty_model, model_config, num_labels, prepare_ancestry_, tensors_of, with_labels
+from .tailors import add_labels, join_novel, label_rows, select_classes
+from .tuners.base_config import LearngeneConfig, check_integer
+from .tuners.scalers import adapter_config
 from .tuners.wave import WAVEConfig
 
 
@@ -91,36 +108,29 @@ class Learngene(
             ValueError: no repeated blocks, no target matched, a template larger than its matrix, a PEFT-wrapped or
                 quantised model, NaN in its weights, a width that cannot be, or a model that is not its config's.
         """
-        if any(hasattr(module, "base_layer") for module in model.modules()):
-            raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
-        base_config = model_config(model)
-        for name, tensor in tensors_of(model).items():
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
+        check_ancestry(model)
         prepare_ancestry_(model)
-        config = config or WAVEConfig()
+        architecture, base_config = type(model).__name__, model_config(model)
+        config = copy.copy(config or WAVEConfig())
         method = method_of(config)
+        class_tailors = method.class_tailors(config, num_labels(architecture, base_config))
         sizes, bank, own = closed_form(model, config, start=start, init_seed=init_seed, seed=seed)
         tensors = {f"{name}.{key}": value for key, tensors in bank.items() for name, value in tensors.items()}
         tensors |= {f"sizes.0.{key}": value for key, value in own.items()}
         description = ArtefactConfig(
-            type(model).__name__, base_config, method.name, sizes, ancestry=hub_id(ancestry), init_seed=init_seed
+            architecture,
+            base_config,
+            method.name,
+            sizes,
+            ancestry=hub_id(ancestry),
+            init_seed=init_seed,
+            class_tailors=class_tailors,
         )
         learngene = cls(description, {key: value.cpu() for key, value in tensors.items()})
-        learngene._check_layout(layout_of(model, sizes, method))
+        check_layout(layout_of(model, sizes, method), learngene.layouts[0])
         for overrides in widths:
             learngene._add_width(overrides)
         return learngene
-
-    def _check_layout(self, layout: Layout) -> None:
-        """Refuse a model that has other tensors than its config makes: a descendant could not be told to have them."""
-        one, other = layout.entries.values(), self.layouts[0].entries.values()
-        own, made = ({name for entry in entries for name in entry.names.values()} for entries in (one, other))
-        if own != made or match(self.layouts[0], layout) is None:
-            raise ValueError(
-                f"the model is not what its config makes: only the model has {sorted(own - made)[:3]}, and only its "
-                f"config {sorted(made - own)[:3]}. (Arguments like add_pooling_layer are in no config.)"
-            )
 
     def _add_width(self, overrides: dict) -> None:
         target = self.layout(self.config.override(overrides))
@@ -197,29 +207,58 @@ class Learngene(
         source, target = layout_of(init), layout_of(empty_model(self.config.architecture, config))
         return unstack(resize_tensors(stack(init, source), source, target), target)
 
-    def descend(self, *, sigma_init: DepthInit = "nearest", **overrides: object) -> PeftModel:
-        """A descendant of another size, ready to use: its weights are generated from the bank.
+    def descend(
+        self,
+        *,
+        sigma_init: DepthInit = "nearest",
+        classes: Sequence[int] | None = None,
+        num_new_classes: int = 0,
+        tailors_per_class: int | None = None,
+        label_init: LabelInit = "null",
+        seed: int = 0,
+        **overrides: object,
+    ) -> PeftModel:
+        """A descendant of another size, or for other classes, ready to use: its weights are generated from the bank.
 
-        The bank is frozen; scalers, and biases and norms of the blocks, are trainable. `merge_and_unload()` gives the
-        plain model.
+        The bank is frozen; scalers, and biases and norms of the blocks, are trainable (KIND: everything is).
+        `merge_and_unload()` gives the plain model (KIND: of a single class).
 
         Args:
             sigma_init: how the scalers (FINE's sigma) of another depth start, by relative depth: "nearest" is what
                 elastic condensing trains, so nothing is left to train; "interpolated" between neighbouring layers;
                 "linear", a straight line through all layers; "identical", their mean; "random", of their magnitude.
                 (The last three are the paper's ablation, FINE section 2.3; its best is "random", then trained.)
+            classes: of KIND: keep only the tailors of these classes, in a smaller model. Ids stay what they are, and
+                other labels are refused, except the null class's. []: learngenes only, whatever the label.
+            num_new_classes: of KIND: classes to be learnt. Their ids follow the old ones', and the null class's id
+                theirs. Their tailors are a second adapter, "novel", of sigma = 0; these and the new label rows alone
+                are trainable, whatever the optimiser, so that the old classes stay as they are, bit for bit. `absorb`
+                makes one learngene of both.
+            tailors_per_class: of new classes, in each group. Default: as many as an old class has.
+            label_init: of their label rows, where the model has labels: "null" or "mean" (`dit.new_label_rows`).
+            seed: of the new tailors.
             overrides: keys of the base model's own config, e.g. num_layers=6, num_attention_heads=8 (diffusers) or
-                num_hidden_layers=6, hidden_size=384, num_attention_heads=6 (transformers). None: the ancestry's size.
+                num_hidden_layers=6, hidden_size=384, num_attention_heads=6 (transformers). None: the ancestry's size,
+                which is KIND's only one.
 
         Raises:
-            ValueError: unknown key or `sigma_init`, a size the architecture refuses, or a change that is neither depth
-                nor width.
+            ValueError: unknown key or `sigma_init`, a size the architecture refuses, a change that is neither depth
+                nor width; classes that are not there, or of another method than KIND.
 
         Warns:
             UserWarning: the learngene was not condensed for this width; train the scalers before use. (A depth that
                 was not drawn while distilling is only logged: it works, as depths in between do.)
         """
         config = self.config.override(overrides)
+        if self.config.factors.per_layer and sigma_init != "nearest":
+            raise ValueError(f"sigma_init={sigma_init!r}: this learngene has one depth, with a sigma of every layer.")
+        check_integer("num_new_classes", num_new_classes, least=0)
+        if num_new_classes:
+            return self._descend_to_new_classes(classes, num_new_classes, tailors_per_class, label_init, seed)
+        if tailors_per_class is not None:
+            raise ValueError(f"tailors_per_class={tailors_per_class} is of new classes: give num_new_classes.")
+        if classes is not None:
+            return self.select(classes).descend()
         layout = self.layout(config)
         tensors, bank = self.tensors_at(layout, sigma_init)
         if self.width_of(layout) is None:
@@ -235,6 +274,79 @@ class Learngene(
                 self.config.condensed_for,
             )
         return generated_model(self.config, config, layout, tensors, bank, self.origin(config))
+
+    def _descend_to_new_classes(
+        self, classes: Sequence[int] | None, count: int, per_class: int | None, label_init: LabelInit, seed: int
+    ) -> PeftModel:
+        if self.config.class_tailors is None:
+            raise ValueError(f"num_new_classes={count}: only a learngene of KIND has classes.")
+        if per_class is not None:
+            check_integer("tailors_per_class", per_class)
+        each = tailors_of_new_class(self.config.bank_sizes, self.config.class_tailors, per_class)
+        old = self if classes is None else self.select(classes)
+        rows = label_rows(self.config, self.tensors, count, label_init)
+        wider = Learngene(*add_labels(old.config, old.tensors, rows, count))
+        model = wider.descend()
+        known = [None if units is None else [] for units in old.config.class_tailors or ()]
+        sizes = {key: [0, count * number] for key, number in each.items()}
+        novel = [*known, *([unit] for unit in range(count))]
+        add_tailors_(model, wider.config, wider.layouts[0], sizes, novel, seed)
+        train_label_rows_(model.get_base_model(), len(known), count)
+        return model
+
+    def select(self, classes: Sequence[int]) -> "Learngene":
+        """The smaller learngene of these classes only, ids as they are. (KIND's.)
+
+        Raises:
+            ValueError: a class twice, one that is not there or not known, or a learngene of another method.
+        """
+        return Learngene(*select_classes(self.config, self.tensors, self.layouts[0], classes))
+
+    def absorb(self, model: nn.Module) -> "Learngene":
+        """The learngene that makes a descendant of this one as it is now, after training: a new one, to be saved.
+
+        New classes (`descend(num_new_classes=)`) become classes like the others: their tailors stand among the old
+        ones, in the same banks.
+
+        Args:
+            model: what `descend` made of the ancestry's size, with whatever classes; wrapped by PEFT or not.
+
+        Raises:
+            ValueError: the model is another one.
+        """
+        base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+        method, base_config = self.config.factors, model_config(base)
+        config, architecture = adapter_config(base, ADAPTER), type(base).__name__
+        labels = num_labels(self.config.architecture, self.config.base_config) or 0
+        if (
+            not isinstance(config, method.config_cls)
+            or architecture != self.config.architecture
+            or with_labels(architecture, base_config, labels) != self.config.base_config
+        ):
+            raise ValueError(
+                f"model is no descendant of this learngene with the size of its ancestry: a {architecture} of "
+                f"{base_config}, generated by {type(config).__name__}."
+            )
+        layout = self.layout(base_config)
+
+        def tensors_of_adapter(name: str) -> dict[str, Tensor]:
+            found = gathered(base, layout, method, name)
+            return {f"sizes.0.{key}" if key in layout.entries else key: tensor for key, tensor in found.items()}
+
+        description = replace(
+            self.config,
+            base_config=base_config,
+            bank_sizes=adapter_sizes(base, layout, ADAPTER),
+            widths=[{}],
+            condensed_for=[],
+            class_tailors=method.class_tailors(config),
+        )
+        tensors = tensors_of_adapter(ADAPTER)
+        if NOVEL in base.peft_config:  # type: ignore[operator]
+            novel = method.class_tailors(adapter_config(base, NOVEL)) or []
+            sizes = adapter_sizes(base, layout, NOVEL)
+            description, tensors = join_novel(description, tensors, layout, sizes, novel, tensors_of_adapter(NOVEL))
+        return Learngene(description, tensors)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -283,26 +395,15 @@ class Learngene(
         Raises:
             LearngeneError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            try:
-                download = snapshot_download(
-                    str(pretrained_model_name_or_path),
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    token=token,
-                    local_files_only=local_files_only,
-                    allow_patterns=[WEIGHTS, "config.json"],
-                )
-            except HFValidationError as error:
-                raise LearngeneError(f"{str(folder)!r} is neither a folder nor the id of a repository.") from error
-            folder = Path(download)
-        if not (folder / WEIGHTS).is_file():
-            raise LearngeneError(
-                f"{str(pretrained_model_name_or_path)!r} holds no {WEIGHTS}: not a learngene (pickles are never read)."
-            )
-        return cls(*read_artefact(folder / WEIGHTS))
+        file = find_artefact(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        return cls(*read_artefact(file))
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
         """The model card from hub_cards/<method>.md, with what is in `self.card`."""

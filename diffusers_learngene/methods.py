@@ -70,7 +70,7 @@ class Method(Protocol):
         """Raise a ValueError unless `size`, which came from a file, is the size of a bank."""
 
     def check_classes(self, value: Any, sizes: dict[str, list[int]], num_labels: int | None) -> None:
-        """Raise a ValueError unless `value`, which came from a file, is the `class_tailors` of banks of these sizes."""
+        """Raise a ValueError unless `value`, which came from a file, is `class_tailors` for banks of these sizes."""
 
     def bank_shapes(self, size: Shape, shapes: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors of a bank, or of a layer's own."""
