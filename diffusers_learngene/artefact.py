@@ -24,7 +24,8 @@ from torch import Tensor
 from .blocks import find_stacks
 from .classes import ClassTailors
 from .layout import Layout, layout_of, parse_group_key
-from .methods import METHODS, Method
+from .method import Method
+from .methods import METHODS
 from .models import check_config, empty_model, num_labels, override_config
 from .tuners.base_config import check_integer
 

@@ -30,7 +30,8 @@ from . import blocks
 from .functional import wave
 from .initializers.scratch import scratch
 from .layout import Entry, Layout, layout_of, match, stack
-from .methods import Bank, Start, method_of
+from .method import Bank, Start
+from .methods import method_of
 from .models import tensors_of
 from .tuners.base_config import LearngeneConfig, check_choice
 

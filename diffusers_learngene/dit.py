@@ -248,8 +248,8 @@ class _TrainedRows(nn.Module):
 def train_label_rows_(model: Model, start: int, count: int) -> Model:
     """Train only these label rows from now on, in place; no optimiser touches the others, weight decay included.
 
-    Their parameter is `parametrizations.weight.0.rows` of the table. (Masked gradients would not do: weight decay moves
-    what they mask.)
+    Their parameter is `parametrizations.weight.0.rows` of the table. (Masked gradients would not do: weight decay
+    moves what they mask.)
     """
     table = label_table(model)
     if table is not None:

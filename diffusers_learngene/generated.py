@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from .artefact import ArtefactConfig
 from .blocks import group_modules
 from .classes import ClassTailors, Sizes
+from .dit import train_label_rows_
 from .layout import Layout
-from .methods import Bank, Method
+from .method import Bank, Method
 from .models import empty_model
 from .tuners.base_config import LearngeneConfig, Mode
 from .tuners.base_model import shared_groups
@@ -67,27 +68,32 @@ def generated_model(
     return peft_model
 
 
-def add_tailors_(
-    peft_model: PeftModel, description: ArtefactConfig, layout: Layout, sizes: Sizes, novel: ClassTailors, seed: int
-) -> None:
-    """Add tailors to a generated model, in place: sigma = 0, so that nothing changes yet. Only they are trainable.
+def add_classes_(
+    peft_model: PeftModel, description: ArtefactConfig, layout: Layout, sizes: Sizes, count: int, seed: int
+) -> PeftModel:
+    """Give the last `count` classes of a generated model tailors, in place, of sigma = 0: nothing changes yet.
+
+    Only these, and the label rows of these classes, are trainable.
 
     Args:
         layout: of the base model.
         sizes: [0, num_tailors] by group; groups without new tailors are not adapted.
-        novel: which class opens which of these tailors.
         seed: of u and v.
     """
     model = peft_model.get_base_model()
     sizes = {key: size for key, size in sizes.items() if sum(size)}
+    old: ClassTailors = [None if units is None else [] for units in (description.class_tailors or ())[:-count]]
+    adapter = _adapter(description, model, layout, sizes, "add", [*old, *([unit] for unit in range(count))])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        peft_model.add_adapter(NOVEL, _adapter(description, model, layout, sizes, "add", novel))
+        peft_model.add_adapter(NOVEL, adapter)
     for layer in adapted_layers(model, ADAPTER).values():  # whatever is activated when
         layer.frozen_peft_weight_names[ADAPTER] = layer.adapter_layer_names
     peft_model.base_model.set_adapter([ADAPTER, NOVEL])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{NOVEL}." in name)
+    train_label_rows_(model, len(old), count)
+    return peft_model
 
 
 def gathered(model: nn.Module, layout: Layout, method: Method, adapter_name: str = ADAPTER) -> dict[str, Tensor]:
@@ -126,14 +132,14 @@ def _places(model: nn.Module, layout: Layout, method: Method, adapter_name: str)
         for index, name in enumerate(entry.names.values())
     }
     found: dict[str, tuple[str, int | None]] = {}
-    adapted = set()
+    adapted: set[str] = set()
     for shared in shared_groups(model, adapter_name).values():
         adapted |= shared.layers.keys()
         owner = next(iter(shared.layers))
         group, index = place[owner]
         for name in method.bank_tensors:
-            key = f"{name}.{group}", index if method.per_layer else None
-            found[f"{owner}.{prefix}_bank.{adapter_name}.{name}"] = key
+            place_of = f"{name}.{group}", index if method.per_layer else None
+            found[f"{owner}.{prefix}_bank.{adapter_name}.{name}"] = place_of
     for key, entry in layout.entries.items():
         if not layout.owns(key):
             continue
@@ -163,4 +169,5 @@ def _adapter(
     fused = any("+" in key for key in description.bank_sizes)
     # A group's key counts variants of a role among the targets, which are the matrices of all layers in a learngene.
     pattern = {g.key: by_group[group_of[g.matrices[0].name]] for g in group_modules(model, group_of, fused)}
-    return description.factors.config(pattern, list(group_of), fused, mode, class_tailors)
+    fields = {"mode": mode, "target_modules": list(group_of), "share_qkv": fused}
+    return description.factors.config(pattern, class_tailors, **fields)

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import blocks
 from .functional import resize
-from .methods import Bank, Method
+from .method import Bank, Method
 from .models import tensors_of
 
 
@@ -57,7 +57,7 @@ class Layout:
         return {
             name.removesuffix(".weight"): entry.group
             for entry in self.entries.values()
-            if entry.group in groups
+            if entry.group and entry.group in groups
             for name in entry.names.values()
         }
 

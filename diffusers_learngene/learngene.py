@@ -19,41 +19,27 @@ new classes: `descend(num_new_classes=)`, then `absorb`.
 
 import copy
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
-from huggingface_hub import ModelCard, ModelHubMixin
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .artefact import (
-    WEIGHTS,
-    ArtefactConfig,
-    LearngeneError,
-    find_artefact,
-    hub_id,
-    read_artefact,
-    write,
-    write_artefact,
-)
-from .cards import card_images, model_card
-from .classes import tailors_of_new_class
+from .absorb import absorbed
+from .artefact import ArtefactConfig, LearngeneError, hub_id
 from .closed_form import check_ancestry, check_layout, closed_form
-from .dit import LabelInit, train_label_rows_
+from .dit import LabelInit
 from .functional.resize import DepthInit
-from .generated import ADAPTER, NOVEL, adapter_sizes, add_tailors_, gathered, generated_model
+from .generated import add_classes_, generated_model
+from .hub import SharedArtefact
 from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
-from .methods import Bank, Start, method_of
-from .models import empty_model, model_config, num_labels, prepare_ancestry_, tensors_of, with_labels
-from .tailors import add_labels, join_novel, label_rows, select_classes
+from .method import Bank, Start
+from .methods import method_of
+from .models import empty_model, model_config, num_labels, prepare_ancestry_
+from .tailors import add_labels, label_rows, new_tailors, select_classes
 from .tuners.base_config import LearngeneConfig, check_integer
-from .tuners.scalers import adapter_config
 from .tuners.wave import WAVEConfig
 
 
@@ -62,19 +48,12 @@ __all__ = ["ArtefactConfig", "Learngene", "LearngeneError"]
 _logger = logging.getLogger(__name__)
 
 
-class Learngene(
-    ModelHubMixin, library_name="diffusers-learngene", tags=["learngene", "safetensors"], license="apache-2.0"
-):
+class Learngene(SharedArtefact):
     """A learngene: `config` and tensors in fp32 on the CPU, "<bank tensor>.<group>" and "sizes.<width>.<layout key>".
 
     Make one with `condense` or `from_pretrained`. What is set in `card` (results, images, training, license, repo_id,
     ...) goes into the model card; images are paths of PNG files, and are copied beside it.
     """
-
-    def __init__(self, config: ArtefactConfig, tensors: dict[str, Tensor]) -> None:
-        self.config = config
-        self.tensors = tensors
-        self.card: dict[str, Any] = {}
 
     @classmethod
     def condense(
@@ -170,17 +149,6 @@ class Learngene(
         config = self.config.override(overrides)
         return any(self.config.override(size) == config for size in self.config.condensed_for)
 
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in the file."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
-
-    @cached_property
-    def ancestry_parameters(self) -> int:
-        """Numbers of the ancestry model (tied tensors once)."""
-        model = empty_model(self.config.architecture, self.config.base_config)
-        return sum(tensor.numel() for tensor in tensors_of(model).values())
-
     def with_tensors(self, tensors: dict[str, Tensor]) -> "Learngene":
         """The learngene that other tensors make, of the same keys and shapes."""
         other = Learngene(self.config, tensors)
@@ -253,12 +221,16 @@ class Learngene(
         if self.config.factors.per_layer and sigma_init != "nearest":
             raise ValueError(f"sigma_init={sigma_init!r}: this learngene has one depth, with a sigma of every layer.")
         check_integer("num_new_classes", num_new_classes, least=0)
-        if num_new_classes:
-            return self._descend_to_new_classes(classes, num_new_classes, tailors_per_class, label_init, seed)
-        if tailors_per_class is not None:
+        if tailors_per_class is not None and not num_new_classes:
             raise ValueError(f"tailors_per_class={tailors_per_class} is of new classes: give num_new_classes.")
+        old = self if classes is None else self.select(classes)
+        if num_new_classes:
+            sizes = new_tailors(self.config, num_new_classes, tailors_per_class)
+            rows = label_rows(self.config, self.tensors, num_new_classes, label_init)
+            wider = Learngene(*add_labels(old.config, old.tensors, rows, num_new_classes))
+            return add_classes_(wider.descend(), wider.config, wider.layouts[0], sizes, num_new_classes, seed)
         if classes is not None:
-            return self.select(classes).descend()
+            return old.descend()
         layout = self.layout(config)
         tensors, bank = self.tensors_at(layout, sigma_init)
         if self.width_of(layout) is None:
@@ -274,25 +246,6 @@ class Learngene(
                 self.config.condensed_for,
             )
         return generated_model(self.config, config, layout, tensors, bank, self.origin(config))
-
-    def _descend_to_new_classes(
-        self, classes: Sequence[int] | None, count: int, per_class: int | None, label_init: LabelInit, seed: int
-    ) -> PeftModel:
-        if self.config.class_tailors is None:
-            raise ValueError(f"num_new_classes={count}: only a learngene of KIND has classes.")
-        if per_class is not None:
-            check_integer("tailors_per_class", per_class)
-        each = tailors_of_new_class(self.config.bank_sizes, self.config.class_tailors, per_class)
-        old = self if classes is None else self.select(classes)
-        rows = label_rows(self.config, self.tensors, count, label_init)
-        wider = Learngene(*add_labels(old.config, old.tensors, rows, count))
-        model = wider.descend()
-        known = [None if units is None else [] for units in old.config.class_tailors or ()]
-        sizes = {key: [0, count * number] for key, number in each.items()}
-        novel = [*known, *([unit] for unit in range(count))]
-        add_tailors_(model, wider.config, wider.layouts[0], sizes, novel, seed)
-        train_label_rows_(model.get_base_model(), len(known), count)
-        return model
 
     def select(self, classes: Sequence[int]) -> "Learngene":
         """The smaller learngene of these classes only, ids as they are. (KIND's.)
@@ -314,104 +267,4 @@ class Learngene(
         Raises:
             ValueError: the model is another one.
         """
-        base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
-        method, base_config = self.config.factors, model_config(base)
-        config, architecture = adapter_config(base, ADAPTER), type(base).__name__
-        labels = num_labels(self.config.architecture, self.config.base_config) or 0
-        if (
-            not isinstance(config, method.config_cls)
-            or architecture != self.config.architecture
-            or with_labels(architecture, base_config, labels) != self.config.base_config
-        ):
-            raise ValueError(
-                f"model is no descendant of this learngene with the size of its ancestry: a {architecture} of "
-                f"{base_config}, generated by {type(config).__name__}."
-            )
-        layout = self.layout(base_config)
-
-        def tensors_of_adapter(name: str) -> dict[str, Tensor]:
-            found = gathered(base, layout, method, name)
-            return {f"sizes.0.{key}" if key in layout.entries else key: tensor for key, tensor in found.items()}
-
-        description = replace(
-            self.config,
-            base_config=base_config,
-            bank_sizes=adapter_sizes(base, layout, ADAPTER),
-            widths=[{}],
-            condensed_for=[],
-            class_tailors=method.class_tailors(config),
-        )
-        tensors = tensors_of_adapter(ADAPTER)
-        if NOVEL in base.peft_config:  # type: ignore[operator]
-            novel = method.class_tailors(adapter_config(base, NOVEL)) or []
-            sizes = adapter_sizes(base, layout, NOVEL)
-            description, tensors = join_novel(description, tensors, layout, sizes, novel, tensors_of_adapter(NOVEL))
-        return Learngene(description, tensors)
-
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Write model.safetensors, config.json, README.md and the card's images, each atomically; perhaps push them.
-
-        Returns:
-            The address of the commit, if pushed.
-        """
-        card = {**self.card, **(model_card_kwargs or {})}
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_artefact(folder, self.config, self.tensors)
-        for image in card_images(card):
-            write(folder / image.name, partial(shutil.copyfile, image))
-        write(folder / "README.md", self.generate_model_card(**card).save)
-        if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
-        return None
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        """As `ModelHubMixin.push_to_hub`; nothing but what `save_pretrained` writes is ever uploaded."""
-        kwargs["model_card_kwargs"] = {"repo_id": repo_id, **(kwargs.get("model_card_kwargs") or {})}
-        kwargs["allow_patterns"] = [WEIGHTS, "config.json", "README.md", "*.png"]
-        return super().push_to_hub(repo_id, **kwargs)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> "Learngene":
-        """The learngene of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
-
-        Raises:
-            LearngeneError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
-        """
-        file = find_artefact(
-            pretrained_model_name_or_path,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        return cls(*read_artefact(file))
-
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/<method>.md, with what is in `self.card`."""
-        from . import __version__
-
-        own = {
-            "num_parameters": self.num_parameters,
-            "ancestry_parameters": self.ancestry_parameters,
-            "version": __version__,
-        }
-        return model_card(self.config, own | self.card | {k: v for k, v in card_kwargs.items() if v is not None})
+        return Learngene(*absorbed(self.config, model))

@@ -13,100 +13,19 @@ KIND, nothing is shared over layers, of which each has its own slice of the bank
 the first components, by all classes; so it is classes that can be left out and added, not layers and channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .classes import ClassTailors, check_class_tailors, num_units
 from .functional import fine, kind, wave
-from .tuners.base_config import LearngeneConfig, Mode, check_integer, check_numbers
+from .method import Bank, Method, Resize, Shape, Sizes, Start
+from .tuners.base_config import LearngeneConfig, check_integer, check_numbers
 from .tuners.fine import FINEConfig
 from .tuners.kind import KINDConfig
 from .tuners.wave import WAVEConfig
-
-
-Bank = Mapping[str, Tensor]
-Shape = Sequence[int]
-Start = Literal["layers", "fit", "random"]  # of condensing: see `closed_form`
-# (tensor, shape that its last axes shall have, axis of that shape that is summed over) -> tensor
-Resize = Callable[[Tensor, tuple[int, ...], int | None], Tensor]
-
-
-class Method(Protocol):
-    """What the artefact needs of a method; `shapes` are those of the matrices that one layer brings to a group."""
-
-    name: str
-    bank_tensors: tuple[str, ...]
-    scaler_name: str  # of the scaler in a layer's state dict, after the method's prefix
-    shares_scaler: bool  # whether q, k and v of a layer, rows of one fused matrix, have one scaler
-    per_layer: bool  # whether a bank is the layers' own tensors, along an axis before those of `bank_shapes`
-    starts: tuple[Start, ...]  # of condensing, the best first
-    config_cls: type[LearngeneConfig]
-
-    def config(
-        self,
-        sizes: dict[str, list[int]],
-        targets: list[str],
-        share_qkv: bool,
-        mode: Mode,
-        class_tailors: ClassTailors | None,
-    ) -> LearngeneConfig:
-        """A config that makes the matrices of these targets from banks of these sizes, by group."""
-
-    def class_tailors(self, config: Any, num_labels: int | None = None) -> ClassTailors | None:
-        """Which class opens which tailors (`classes`); None where there are no classes.
-
-        Args:
-            config: is completed in place, if it leaves it to the model's labels how many classes there are.
-            num_labels: how many classes the model has labels for; None: it has none.
-
-        Raises:
-            ValueError: there are no classes, others than the model has labels for, or tailors that are nobody's.
-        """
-
-    def check_size(self, name: str, size: Any) -> None:
-        """Raise a ValueError unless `size`, which came from a file, is the size of a bank."""
-
-    def check_classes(self, value: Any, sizes: dict[str, list[int]], num_labels: int | None) -> None:
-        """Raise a ValueError unless `value`, which came from a file, is `class_tailors` for banks of these sizes."""
-
-    def bank_shapes(self, size: Shape, shapes: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors of a bank, or of a layer's own."""
-
-    def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
-        """Shape of the scaler of a matrix."""
-
-    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
-        """How many whole layers a bank can hold, and whether these fill it."""
-
-    def start(
-        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Scalers and bank in closed form, of weights (L, m1, m2), one tensor a matrix of the group.
-
-        Args:
-            layers: to be held as a whole, the others starting as the nearest of them; none: the least-squares fit.
-            full: whether these fill the bank.
-
-        Returns:
-            As many scalers (L, ...) as a layer has in the group, and the bank.
-        """
-
-    def random(
-        self, depth: int, size: Shape, shapes: Sequence[Shape], zero: bool, generator: torch.Generator
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """As `start`, at random: where an ancestry has nothing to teach. `zero`: the matrices start at zero."""
-
-    def compose(self, scaler: Tensor, bank: Bank, shape: Shape, offset: int) -> Tensor:
-        """Matrices (..., m1, m2) of a shape, rows from `offset` of the fused matrix; differentiable."""
-
-    def resize_bank(self, bank: Bank, shapes: Sequence[Shape], targets: Sequence[Shape], resize: Resize) -> Bank:
-        """The bank at another width, of which the layers' matrices have the shapes `targets`; differentiable."""
-
-    def resize_scaler(self, scaler: Tensor, bank: Bank, shape: Shape, target: Shape, resize: Resize) -> Tensor:
-        """The scaler at another width; `bank` is that of the width before."""
 
 
 class _Shared:
@@ -117,7 +36,7 @@ class _Shared:
     def class_tailors(self, config: Any, num_labels: int | None = None) -> None:
         return None
 
-    def check_classes(self, value: Any, sizes: dict[str, list[int]], num_labels: int | None) -> None:
+    def check_classes(self, value: Any, sizes: Sizes, num_labels: int | None) -> None:
         if value is not None:
             raise ValueError(f"class_tailors={value!r} must be null: only KIND has classes.")
 
@@ -132,15 +51,8 @@ class WAVE(_Shared):
     starts: tuple[Start, ...] = ("layers", "fit", "random")
     config_cls = WAVEConfig
 
-    def config(
-        self,
-        sizes: dict[str, list[int]],
-        targets: list[str],
-        share_qkv: bool,
-        mode: Mode,
-        class_tailors: ClassTailors | None,
-    ) -> WAVEConfig:
-        return WAVEConfig(mode=mode, target_modules=targets, template_pattern=sizes, share_qkv=share_qkv)
+    def config(self, sizes: Sizes, class_tailors: ClassTailors | None, **fields: Any) -> WAVEConfig:
+        return WAVEConfig(template_pattern=sizes, **fields)
 
     def check_size(self, name: str, size: Any) -> None:
         if not isinstance(size, list) or len(size) != 3:
@@ -202,16 +114,9 @@ class FINE(_Shared):
     starts: tuple[Start, ...] = ("fit", "layers", "random")
     config_cls = FINEConfig
 
-    def config(
-        self,
-        sizes: dict[str, list[int]],
-        targets: list[str],
-        share_qkv: bool,
-        mode: Mode,
-        class_tailors: ClassTailors | None,
-    ) -> FINEConfig:
+    def config(self, sizes: Sizes, class_tailors: ClassTailors | None, **fields: Any) -> FINEConfig:
         ranks = {key: rank for key, (rank,) in sizes.items()}
-        return FINEConfig(mode=mode, target_modules=targets, group_ranks=ranks, share_qkv=share_qkv)
+        return FINEConfig(group_ranks=ranks, **fields)
 
     def check_size(self, name: str, size: Any) -> None:
         if not isinstance(size, list) or len(size) != 1:
@@ -270,28 +175,19 @@ class KIND:
     starts: tuple[Start, ...] = ("fit",)
     config_cls = KINDConfig
 
-    def config(
-        self,
-        sizes: dict[str, list[int]],
-        targets: list[str],
-        share_qkv: bool,
-        mode: Mode,
-        class_tailors: ClassTailors | None,
-    ) -> KINDConfig:
+    def config(self, sizes: Sizes, class_tailors: ClassTailors | None, **fields: Any) -> KINDConfig:
         assert class_tailors is not None
         units: list[list[int]] = [[] for _ in range(num_units(class_tailors))]
         for index, opened in enumerate(class_tailors):
             for unit in opened or ():
                 units[unit].append(index)
         return KINDConfig(
-            mode=mode,
-            target_modules=targets,
-            share_qkv=share_qkv,
             num_classes=len(class_tailors),
             known_classes=[index for index, opened in enumerate(class_tailors) if opened is not None],
             class_groups=units or None,
             class_gate=None if units else [[0] for _ in class_tailors],
             group_sizes=sizes,
+            **fields,
         )
 
     def class_tailors(self, config: Any, num_labels: int | None = None) -> ClassTailors:
@@ -302,7 +198,7 @@ class KIND:
         check_class_tailors(result, {}, num_labels)
         return result
 
-    def check_classes(self, value: Any, sizes: dict[str, list[int]], num_labels: int | None) -> None:
+    def check_classes(self, value: Any, sizes: Sizes, num_labels: int | None) -> None:
         check_class_tailors(value, sizes, num_labels)
 
     def check_size(self, name: str, size: Any) -> None:

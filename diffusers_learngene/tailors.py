@@ -17,10 +17,12 @@ from .classes import (
     keep_classes,
     num_units,
     proportion,
+    tailors_of_new_class,
 )
 from .dit import LabelInit, label_table, new_label_rows
 from .layout import Layout
 from .models import empty_model, num_labels, with_labels
+from .tuners.base_config import check_integer
 
 
 Artefact = tuple[ArtefactConfig, dict[str, Tensor]]
@@ -45,6 +47,20 @@ def select_classes(
         sizes[key] = [size[0], len(kept) - size[0]]
         cut |= {name: tensors[name][..., kept] for name in _by_component(config, layout, key)}
     return replace(config, bank_sizes=sizes, class_tailors=class_tailors), cut
+
+
+def new_tailors(config: ArtefactConfig, count: int, per_class: int | None) -> dict[str, list[int]]:
+    """[0, num_tailors] of `count` new classes by group (`classes.tailors_of_new_class`).
+
+    Raises:
+        ValueError: there are no classes, or no number of tailors that fits them.
+    """
+    if config.class_tailors is None:
+        raise ValueError(f"num_new_classes={count}: only a learngene of KIND has classes.")
+    if per_class is not None:
+        check_integer("tailors_per_class", per_class)
+    each = tailors_of_new_class(config.bank_sizes, config.class_tailors, per_class)
+    return {key: [0, count * tailors] for key, tailors in each.items()}
 
 
 def add_labels(
