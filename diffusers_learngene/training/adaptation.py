@@ -11,114 +11,46 @@ Adapters have about as many trainable parameters as the tailors: of the ranks th
 nearest. All see the same batches with the same noise, each at the rate that suits it.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from peft import PeftModel
+from torch import Tensor, nn
 
-from ..blocks import default_targets, find_matrices
-from ..dit import LabelInit, join_label_rows_, label_table, new_label_rows, train_label_rows_
-from ..models import empty_model, model_config, num_labels, with_labels
+from ..dit import LabelInit, join_label_rows_, train_label_rows_
+from ..learngene import Learngene
+from ..tuners.kind import class_gate
 from .diffusion_task import DiffusionTask
 from .loop import TrainingOptions
+from .plots import image_grid
+from .report import format_table, mean_curves, mean_rows
 from .trials import Trials, evaluation_steps
+from .ways import Adapter, add_adapter, count_flops, count_parameters, with_classes
 
 
-__all__ = ["Adaptation", "Adapter", "add_adapter", "count_flops", "count_parameters", "sigma_groups", "with_classes"]
+__all__ = ["Adaptation", "combine"]
 
-Adapter = Literal["lora", "pissa", "oft"]
-
-
-def with_classes(
-    model: nn.Module, classes: Sequence[int], num_new_classes: int = 0, label_init: LabelInit = "null"
-) -> Any:
-    """A copy of a DiT that has the label rows of these classes, then those of new ones, then that of the null class.
-
-    Args:
-        label_init: how rows of new classes start (`dit.new_label_rows`).
-    """
-    architecture, config = type(model).__name__, model_config(model)
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    suffix = f"{(label_table(model) or '').partition('.norm1.')[2]}.weight"
-    for name in state:
-        if name.endswith(suffix):
-            table = state[name][[*classes, -1]]
-            state[name] = new_label_rows(table, num_new_classes, label_init, range(len(classes)))
-    copied = empty_model(architecture, with_labels(architecture, config, len(classes) + num_new_classes))
-    copied.load_state_dict(state, assign=True)
-    return copied
-
-
-def add_adapter(model: nn.Module, way: Adapter, num_parameters: int, seed: int) -> PeftModel:
-    """The model with a PEFT adapter of about so many parameters on every matrix of its blocks.
-
-    Of LoRA and PiSSA, ranks are whole numbers; of OFT, blocks are divisors of all input widths.
-    """
-    targets = default_targets(model)
-    shapes = [m.shape for m in find_matrices(model) if m.name in targets or m.name.endswith(_endings(targets))]
-    config: LoraConfig | OFTConfig
-    if way == "oft":
-        smallest = min(columns for _, columns in shapes)
-        sizes = [b for b in range(2, smallest + 1) if all(columns % b == 0 for _, columns in shapes)]
-        total = sum(columns for _, columns in shapes)  # of which each block of b has b (b - 1) / 2
-        block = min(sizes, key=lambda b: abs(total * (b - 1) / 2 - num_parameters))
-        config = OFTConfig(r=0, oft_block_size=block, target_modules=targets)
-    else:
-        rank = max(1, round(num_parameters / sum(map(sum, shapes))))
-        start: Any = "pissa" if way == "pissa" else True
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=start)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)  # type: ignore[arg-type]
-
-
-def _endings(targets: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f".{target}" for target in targets)
-
-
-def sigma_groups(model: nn.Module, learning_rate: float, sigma_learning_rate: float) -> list[dict[str, Any]]:
-    """Parameter groups of what is trainable in a KIND model: sigma, and the rest, with a rate for each.
-
-    Where sigma = 0, as new tailors have it, no factor learns before it does.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for name, p in named if "_kind_sigma." not in name], "lr": learning_rate},
-        {"params": [p for name, p in named if "_kind_sigma." in name], "lr": sigma_learning_rate},
-    ]
-
-
-def count_parameters(model: nn.Module, trainable: bool = False) -> int:
-    """Numbers that a model has, or that are trainable; tied ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
-
-
-@torch.no_grad()
-def count_flops(model: nn.Module, task: DiffusionTask, label: int) -> int:
-    """FLOPs of one forward pass of one image, 2 for a multiplication with an addition, as torch counts them."""
-    image = torch.zeros(1, *task.shape, device=task.device)
-    ids = torch.tensor([label], device=task.device)
-    model.to(task.device).eval()
-    with FlopCounterMode(display=False) as counter:
-        model(image, timestep=torch.zeros_like(ids), class_labels=ids)
-    return counter.get_total_flops()
+EACH = 3  # samples of a class with the same tailors, in the picture
 
 
 class Adaptation(Trials):
-    """Runs one way to adapt after the other, then reports.
+    """Pre-trains, runs one way to adapt after the other, takes KIND apart, then reports.
 
     Args:
         base, novel: the tasks of the base and the novel classes; `novel` knows the labels of both.
-        options: of a whole training; the learning rate is replaced for each.
-        output_dir, num_samples, gradient_checkpointing: as `Trials` has them.
+        options: of the pre-training; the learning rate is replaced for each way to adapt.
+        adapt_train_steps: of each way.
+        output_dir, num_samples, gradient_checkpointing: as `Trials` has them. tailors.png goes there, too.
+        prefix: of names of trainings, where there are several of the same kind.
     """
 
     first_columns = ("way", "trainable")
-    last_columns = ("frechet", "base_val_loss", "parameters", "MFLOPs")
+    last_columns = ("frechet", "base_before", "base_after", "parameters", "MFLOPs")
+    model_columns = ("model", "parameters", "MFLOPs", "base_val_loss", "novel_val_loss", "class_val_loss")
 
     def __init__(
         self,
@@ -127,70 +59,160 @@ class Adaptation(Trials):
         novel: DiffusionTask,
         options: TrainingOptions,
         *,
+        adapt_train_steps: int,
         output_dir: str,
         num_samples: int,
         gradient_checkpointing: bool = False,
+        prefix: str = "",
     ) -> None:
         super().__init__(
             accelerator,
             novel,
             options,
             output_dir=output_dir,
-            eval_steps=evaluation_steps(options.max_train_steps),
+            eval_steps=evaluation_steps(adapt_train_steps),
             num_samples=num_samples,
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.base, self.novel = base, novel
+        self.base, self.novel, self.steps, self.prefix = base, novel, adapt_train_steps, prefix
+        self.models: list[dict[str, Any]] = []
+        self.more: dict[str, Any] = {}  # for results.json
+        # What this distance is between real images of these classes.
+        self.rows.append({"way": "training images", "frechet": novel.frechet_distance(novel.training_images())})
 
-    def pretrain(
+    # Training
+
+    def pretrain(self, model: nn.Module, name: str, param_groups: Sequence[dict[str, Any]] | None = None) -> None:
+        """Train a model on the base classes, in place, and note it."""
+        steps, learning_rate = self.options.max_train_steps, self.options.learning_rate
+        self.train(
+            model,
+            f"{self.prefix}pretrain {name}",
+            steps,
+            learning_rate,
+            task=self.base,
+            param_groups=param_groups,
+            eval_steps=[steps],
+        )
+        self.note(name, model, "base_val_loss", "class_val_loss")
+
+    def adapt(
         self,
+        way: str,
         model: nn.Module,
-        name: str,
-        steps: int,
         learning_rate: float,
         param_groups: Sequence[dict[str, Any]] | None = None,
-    ) -> float:
-        """Train a model on the base classes, in place; returns its loss on their validation images."""
-        history = self.train(
-            model, name, steps, learning_rate, task=self.base, param_groups=param_groups, eval_steps=[steps]
-        )
-        return history[steps]["val_loss"]
-
-    def run(
-        self, way: str, model: nn.Module, learning_rate: float, sigma_learning_rate: float | None = None
     ) -> dict[str, Any]:
-        """Adapt a model to the novel classes, in place; returns its row of the table."""
-        trainable = count_parameters(model, trainable=True)
-        groups = sigma_groups(model, learning_rate, sigma_learning_rate) if sigma_learning_rate else None
-        history = self.train(model, f"adapt {way}", self.options.max_train_steps, learning_rate, param_groups=groups)
-        row = self.record({"way": way, "trainable": trainable}, history, "novel classes", way)
+        """Train a model on the novel classes, in place; returns its row of the table."""
+        row = {"way": way, "trainable": count_parameters(model, trainable=True)}
+        history = self.train(model, f"{self.prefix}adapt {way}", self.steps, learning_rate, param_groups=param_groups)
+        row = self.record(row, history, "novel classes", way)
         row["frechet"] = self.sample(way, model)
         return row
 
-    def plain(self, model: nn.Module) -> nn.Module:
-        """What an adapted model is deployed as: a stock model, its adapter merged and its label rows in one table."""
-        merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        return join_label_rows_(merged).eval()
+    def adapt_plain(
+        self, way: str, model: nn.Module, learning_rate: float, num_parameters: int, label_init: LabelInit
+    ) -> None:
+        """The same for a copy of a plain model, with an adapter of so many parameters or in full; and save it."""
+        known, new = len(self.base.labels), len(self.novel.labels)
+        adapted: Any = with_classes(model, range(known), new, label_init).requires_grad_(True)
+        if way in get_args(Adapter):
+            adapted = add_adapter(adapted, way, num_parameters, self.options.seed)  # type: ignore[arg-type]
+            train_label_rows_(adapted.get_base_model(), known, new)
+        row = self.adapt(way, adapted, learning_rate)
+        if isinstance(adapted, PeftModel):
+            adapted = adapted.merge_and_unload()
+        join_label_rows_(adapted)
+        row |= self._cost(adapted) | {"base_before": self._loss(self.base, model)}
+        row["base_after"] = self._loss(self.base, adapted)
+        self.save(adapted, way)
 
-    def measure(self, row: dict[str, Any], model: nn.Module) -> None:
-        """Add to a row what a deployed model costs, and how well it still knows the base classes."""
-        row |= {
-            "parameters": count_parameters(model),
-            "MFLOPs": count_flops(model, self.novel, self.novel.labels[0]) / 1e6,
-            "base_val_loss": self.base_loss(model),
+    # KIND
+
+    def draw_tailors(self, model: nn.Module) -> None:
+        """Samples of the base classes with their own tailors, with none, and with another class's: tailors.png."""
+        labels = self.base.sample_labels(EACH * len(self.base.labels))
+        gates = {
+            "own tailors": labels,
+            "learngenes only": torch.full_like(labels, self.base.num_classes),
+            "tailors of the next row": labels.roll(-1),
         }
+        parts = [self._with_tailors(model, ids) for ids in gates.values()]
+        if self.accelerator.is_main_process:
+            apart = torch.ones_like(parts[0][:1])
+            rows: dict[str, Tensor] = {}
+            for place, name in enumerate(self.base.class_names):
+                own = [part[place :: len(self.base.labels)] for part in parts]
+                rows[name] = torch.cat([own[0], apart, own[1], apart, own[2]])
+            titles = [title if i == EACH // 2 else "" for title in gates for i in range(EACH + 1)][:-1]
+            image_grid(rows, self.output_dir / "tailors.png", column_labels=titles)
 
-    def base_loss(self, model: nn.Module) -> float:
-        """Loss on the base classes' validation images."""
-        return self.base.evaluate(model.to(self.accelerator.device).eval())["val_loss"]
+    def _with_tailors(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """Samples of all classes in turn, with the tailors of the classes `ids`."""
+        null = torch.full_like(ids, self.base.num_classes)
+        with class_gate(model, torch.cat([ids, null]) if self.base.guidance_scale > 1 else ids):
+            return self.base.samples(model, len(ids))
 
-    def start_from(self, model: nn.Module, way: str, num_parameters: int, label_init: LabelInit) -> nn.Module:
-        """A plainly pre-trained model made ready to be adapted in a way that is not KIND."""
-        classes = num_labels(type(model).__name__, model_config(model)) or 0
-        new = len(self.novel.labels)
-        wider = with_classes(model, range(classes), new, label_init)
-        if way not in get_args(Adapter):
-            return wider.requires_grad_(True)
-        adapted = add_adapter(wider, way, num_parameters, self.options.seed)  # type: ignore[arg-type]
-        train_label_rows_(adapted.get_base_model(), classes, new)
-        return adapted
+    def deploy(self, learngene: Learngene) -> None:
+        """Take a learngene of all classes apart: what parts of it cost and know. One class is saved as a plain DiT."""
+        known, new, name = self.base.labels, self.novel.labels, self.base.class_names[0]
+        everything, novel = learngene.descend(), learngene.descend(classes=new)
+        self.note("KIND, all classes", everything, "base_val_loss", "novel_val_loss", "class_val_loss")
+        self.note("KIND, base classes", learngene.descend(classes=known), "base_val_loss", "class_val_loss")
+        self.note("KIND, novel classes", novel, "novel_val_loss")
+        self.note(f"KIND, class {name}", one := learngene.descend(classes=known[:1]), "class_val_loss")
+        self.note(f"KIND, class {name}, merged", plain := one.merge_and_unload(), "class_val_loss")
+        self.save(plain, f"class {name}")
+        self.note("KIND, no class", learngene.descend(classes=[]))
+        row = next(row for row in self.rows if row["way"] == "kind")
+        before = next(row for row in self.models if row["model"] == "KIND")
+        row |= self._cost(novel) | {"base_before": before["base_val_loss"]}
+        row["base_after"] = self._loss(self.base, everything)
+
+    # Numbers
+
+    def note(self, name: str, model: nn.Module, *losses: str) -> None:
+        """Add a model to the table of models: what it costs, and its losses, of columns that it knows the classes of.
+
+        "class_val_loss" is that of the first class.
+        """
+        measures = {
+            "base_val_loss": lambda: self._loss(self.base, model),
+            "novel_val_loss": lambda: self._loss(self.novel, model),
+            "class_val_loss": lambda: self._loss(self.base, model, self.base.labels[:1]),
+        }
+        self.models.append({"model": name, **self._cost(model), **{key: measures[key]() for key in losses}})
+
+    def _cost(self, model: nn.Module) -> dict[str, Any]:
+        return {"parameters": count_parameters(model), "MFLOPs": count_flops(model, self.base) / 1e6}
+
+    def _loss(self, task: DiffusionTask, model: nn.Module, labels: Sequence[int] | None = None) -> float:
+        return task.bank.loss(model.to(self.accelerator.device).eval(), labels=labels)
+
+    def report(self) -> dict[str, Any]:
+        """Print the tables, write results.json, curves.png and samples.png, and return the results."""
+        results = self.write({"models": self.models, **self.more})
+        if self.accelerator.is_main_process:
+            print(f"\n{' + '.join(self.base.class_names)} -> {' + '.join(self.novel.class_names)}")
+            print(
+                f"loss on the novel classes by training step; Frechet distance of {self.num_samples} samples (lower is"
+            )
+            print(
+                "better); loss on the base classes before and after; the model that is deployed, FLOPs for an image\n"
+            )
+            print(self.table())
+            print(f"\nKIND taken apart (class_val_loss: of {self.base.class_names[0]})\n")
+            print(format_table(self.models, self.model_columns))
+        return results
+
+
+def combine(runs: Sequence[Adaptation], seeds: Sequence[int], output_dir: str) -> Adaptation:
+    """The comparison over several seeds: means, and half the range beside them. Pictures are those of the first."""
+    if len(runs) == 1:
+        return runs[0]
+    whole = copy.copy(runs[0])
+    whole.output_dir = Path(output_dir)
+    whole.rows, whole.models = mean_rows([run.rows for run in runs]), mean_rows([run.models for run in runs])
+    whole.panels = mean_curves([run.panels for run in runs])
+    whole.more = {"seeds": list(seeds), "runs": [{"rows": run.rows, "models": run.models} for run in runs]}
+    return whole

@@ -8,13 +8,13 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel
 
-from .adaptation import with_classes
 from .class_split import read_class_groups, select_classes, split_classes
 from .classification_task import ClassificationTask, load_classifier
 from .data import ImageClasses, load_image_classes
 from .diffusion_task import DiffusionTask, load_dit
 from .loop import TrainingOptions
 from .tasks import Task
+from .ways import with_classes
 
 
 __all__ = ["load_class_tasks", "load_task", "training_options"]

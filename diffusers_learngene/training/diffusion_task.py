@@ -211,6 +211,10 @@ class DiffusionTask:
         ]
         return images[torch.stack(rows)]
 
+    def training_images(self) -> Tensor:
+        """The images that it is trained on, (n, C, H, W) in [-1, 1]."""
+        return _stack(self.data.train, MAX_REAL)[0]
+
     @cached_property
     def _features(self) -> Any:
         images, labels = _stack(self.feature_data.train, MAX_REAL)
