@@ -83,7 +83,7 @@ class Adaptation(Trials):
     # Training
 
     def pretrain(self, model: nn.Module, name: str, param_groups: Sequence[dict[str, Any]] | None = None) -> None:
-        """Train a model on the base classes, in place, and note it."""
+        """Train a model on the base classes, in place; note it, and save it if it is a plain one."""
         steps, learning_rate = self.options.max_train_steps, self.options.learning_rate
         self.train(
             model,
@@ -95,6 +95,8 @@ class Adaptation(Trials):
             eval_steps=[steps],
         )
         self.note(name, model, "base_val_loss", "class_val_loss")
+        if not isinstance(model, PeftModel):
+            self.save(model, name)
 
     def adapt(
         self,

@@ -88,7 +88,8 @@ def count_parameters(model: nn.Module, trainable: bool = False) -> int:
 def count_flops(model: nn.Module, task: DiffusionTask) -> int:
     """FLOPs of one forward pass of one image, 2 for a multiplication with an addition, as torch counts them."""
     image = torch.zeros(1, *task.shape, device=task.device)
-    null = torch.tensor([model.config["num_embeds_ada_norm"]], device=task.device)  # a label that all models know
+    config: Any = model.config
+    null = torch.tensor([config["num_embeds_ada_norm"]], device=task.device)  # a label that all models know
     model.to(task.device).eval()
     with FlopCounterMode(display=False) as counter:
         model(image, timestep=torch.zeros_like(null), class_labels=null)

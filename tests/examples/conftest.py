@@ -53,6 +53,12 @@ TINY = (
 )
 
 
+TINY_KIND = (
+    "--num_layers 2 --num_attention_heads 2 --attention_head_dim 8 --max_train_steps 4 --adapt_train_steps 4 "
+    "--num_samples 20 --num_inference_steps 2 --train_batch_size 8 --lr_warmup_steps 0 --checkpointing_steps 2"
+)
+
+
 @pytest.fixture(scope="module")
 def train_wave():
     return Example("train_wave.py", TINY)
@@ -61,6 +67,11 @@ def train_wave():
 @pytest.fixture(scope="module")
 def train_fine():
     return Example("train_fine.py", TINY)
+
+
+@pytest.fixture(scope="module")
+def train_kind():
+    return Example("train_kind.py", TINY_KIND)
 
 
 @pytest.fixture(scope="module", autouse=True)
