@@ -94,6 +94,7 @@ class Learngene(SharedArtefact):
         method = method_of(config)
         class_tailors = method.class_tailors(config, num_labels(architecture, base_config))
         sizes, bank, own = closed_form(model, config, start=start, init_seed=init_seed, seed=seed)
+        method.check_classes(class_tailors, sizes, num_labels(architecture, base_config))
         tensors = {f"{name}.{key}": value for key, tensors in bank.items() for name, value in tensors.items()}
         tensors |= {f"sizes.0.{key}": value for key, value in own.items()}
         description = ArtefactConfig(

@@ -196,6 +196,10 @@ class KIND:
         rows = zip(matrix[:-1], known[:-1].tolist(), strict=True)  # without the null class
         result = [row.nonzero().flatten().tolist() if is_known else None for row, is_known in rows]
         check_class_tailors(result, {}, num_labels)
+        if 0 < num_units(result) < matrix.shape[1]:
+            raise ValueError(
+                f"of the tailors of {matrix.shape[1]} units, those after {num_units(result)} are nobody's."
+            )
         return result
 
     def check_classes(self, value: Any, sizes: Sizes, num_labels: int | None) -> None:

@@ -335,7 +335,7 @@ def deeply(levels):
         ("format_version", True, "format_version=True"),
         ("format_version", "1", "format_version='1'"),
         ("format_version", None, "format_version=None"),
-        ("method", "hydra", r"method='hydra' is none of \('wave', 'fine'\): update"),
+        ("method", "hydra", r"method='hydra' is none of .('wave', 'fine', 'kind').: update"),
         ("method", "fine", "must be .rank"),
         ("method", ["wave"], "method=.'wave'. is none of"),
         ("init_seed", -1, "init_seed=-1 must be a whole number"),
