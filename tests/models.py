@@ -52,7 +52,11 @@ CLASS = 3
 def run(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """The model's main output as one tensor."""
     with gate(model, [CLASS] * len(next(iter(inputs.values())))):
-        output = model(**inputs)
+        return output_of(model(**inputs))
+
+
+def output_of(output: Any) -> Tensor:
+    """The main tensor of what a model returns."""
     for name in ("sample", "logits", "last_hidden_state"):
         if hasattr(output, name):
             return getattr(output, name)

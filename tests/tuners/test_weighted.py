@@ -10,11 +10,16 @@ from diffusers_learngene.adapters import add_adapter, add_weighted_adapter
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from diffusers_learngene.tuners.scalers import adapted_layers
 from models import MODELS
+from tuners.conftest import TAILORED
 
 
 # To float32; the sum of two adapters adds in another order than one does.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-SMALL = {"WAVEConfig": {"template_size": 4, "num_templates": 3}, "FINEConfig": {"r": 3}}
+SMALL = {
+    WAVEConfig: {"template_size": 4, "num_templates": 3},
+    FINEConfig: {"r": 3},
+    TAILORED: {"num_learngene": 2, "tailors_per_class": 3},
+}
 
 
 def with_adapters(adder, *configs, name="dit"):
@@ -83,10 +88,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-@pytest.mark.parametrize("config_cls", [WAVEConfig, FINEConfig])
+@pytest.mark.parametrize("config_cls", SMALL, ids=["wave", "fine", "kind"])
 def test_several_banks(case, config_cls, tmp_path):
     """Components side by side, in layers that any of them has; the file loads like any other."""
-    small = SMALL[config_cls.__name__]
+    small = SMALL[config_cls]
     tiny = with_adapters(lambda **f: config_cls(init_weights=False, **small, **f), *OTHERS[case])
     adapters, weights = ["a", "b", "c"][: len(OTHERS[case])], [0.5, -1.5, 2.0][: len(OTHERS[case])]
     for layer in adapted_layers(tiny.model, "b").values():

@@ -244,9 +244,7 @@ def _explicit_gate(classes: Tensor | Sequence[int] | int, num_images_per_prompt:
     check_integer("num_images_per_prompt", num_images_per_prompt)
     if isinstance(classes, int) and not isinstance(classes, bool):
         if guidance:
-            raise ValueError(
-                f"guidance=True with the one class {classes} does not say how many rows: give a row each."
-            )
+            raise ValueError(f"guidance=True and the one class {classes} do not say how many rows: give ids (B,).")
         return Gate(classes, explicit=True)
     rows = torch.as_tensor(classes)
     weights = rows.dim() == 2 and rows.is_floating_point()

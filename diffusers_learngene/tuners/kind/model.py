@@ -35,11 +35,12 @@ class KINDModel(LearngeneModel):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
-        self._table = gate.ClassTable(peft_config)
-        self._table_owned = False
+        self._made = [gate.ClassTable(peft_config)]  # a list, because a module would be registered here
+        self._table_is_owned = False
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, *args, **kwargs)
+        self._made = []
         gate.install(model)
 
     def _create_and_replace(
@@ -56,8 +57,8 @@ class KINDModel(LearngeneModel):
             peft_config, adapter_name, target, target_name, parent, current_key, parameter_name
         )
         layer: Any = getattr(parent, target_name)
-        layer.attach(adapter_name, gate.state_of(self.model), self._table, not self._table_owned)
-        self._table_owned = True
+        layer.attach(adapter_name, gate.state_of(self.model), self._made[0], owns_table=not self._table_is_owned)
+        self._table_is_owned = True
 
     def _create_bank(self, config: KINDConfig, group: Group) -> TailoredBank:
         bank = TailoredBank(*fused_shape(group), *config.size_of(group))
@@ -69,8 +70,8 @@ class KINDModel(LearngeneModel):
 
     def _create_scaler(self, config: KINDConfig, bank: TailoredBank, group: Group, matrix: Matrix) -> Scaler:
         sigma = Scaler(bank.rank)
-        rounds = bank.num_tailors // max(1, self._table.num_units)
-        of_classes: Any = self._table.matrix[:-1]  # type: ignore[index]
+        rounds = bank.num_tailors // max(1, self._made[0].num_units)
+        of_classes: Any = self._made[0].matrix[:-1]  # type: ignore[index]
         units = of_classes.sum(1).float().mean().item() if rounds else 0.0
         open_components = max(1, round(bank.num_learngene + rounds * units))
         nn.init.normal_(sigma.weight, std=fine.sigma_std(bank.shape, open_components))
