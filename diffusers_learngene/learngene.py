@@ -106,7 +106,7 @@ class Learngene(SharedArtefact):
             init_seed=init_seed,
             class_tailors=class_tailors,
         )
-        learngene = cls(description, {key: value.cpu() for key, value in tensors.items()})
+        learngene = cls(description, {key: value.cpu().contiguous() for key, value in tensors.items()})
         check_layout(layout_of(model, sizes, method), learngene.layouts[0])
         for overrides in widths:
             learngene._add_width(overrides)
