@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers_learngene import Learngene
     from diffusers_learngene.training.adaptation import Adaptation
 
-ADAPTED = {"lora": 5e-3, "pissa": 2e-3, "oft": 5e-3, "full": 1e-3}  # ways to adapt the plain DiT, and their rates
+ADAPTED = {"lora": 5e-3, "pissa": 3e-3, "oft": 5e-3, "full": 1e-3}  # ways to adapt the plain DiT, and their rates
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     classes("--class_groups", help="JSON file of base classes that share tailors: {group: [class, ...], ...}")
     classes("--images_per_novel_class", type=positive, help="few shots: train on so many only")
     model = add_model(parser, "model", num_layers=4).add_argument
-    model("--num_learngene", type=positive, help="components for all classes; default: half the width")
+    model("--num_learngene", type=positive, help="components for all classes; default: 5/8 of the width")
     model(
         "--tailors_per_class", type=positive, help="components of each class (or group); default: a 16th of the width"
     )
@@ -79,7 +79,7 @@ def run(accelerator: "Accelerator", args: argparse.Namespace) -> "tuple[Learngen
         plain,
         KINDConfig(
             mode="generate",
-            num_learngene=args.num_learngene,
+            num_learngene=args.num_learngene or width * 5 // 8,
             tailors_per_class=args.tailors_per_class or max(1, width // 16),
             class_groups=groups,
         ),

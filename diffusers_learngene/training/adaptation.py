@@ -82,18 +82,11 @@ class Adaptation(Trials):
 
     # Training
 
-    def pretrain(self, model: nn.Module, name: str, param_groups: Sequence[dict[str, Any]] | None = None) -> None:
+    def pretrain(self, model: nn.Module, name: str) -> None:
         """Train a model on the base classes, in place; note it, and save it if it is a plain one."""
-        steps, learning_rate = self.options.max_train_steps, self.options.learning_rate
-        self.train(
-            model,
-            f"{self.prefix}pretrain {name}",
-            steps,
-            learning_rate,
-            task=self.base,
-            param_groups=param_groups,
-            eval_steps=[steps],
-        )
+        steps = self.options.max_train_steps
+        rate = self.options.learning_rate
+        self.train(model, f"{self.prefix}pretrain {name}", steps, rate, task=self.base, eval_steps=[steps])
         self.note(name, model, "base_val_loss", "class_val_loss")
         if not isinstance(model, PeftModel):
             self.save(model, name)
@@ -106,7 +99,8 @@ class Adaptation(Trials):
         param_groups: Sequence[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Train a model on the novel classes, in place; returns its row of the table."""
-        row = {"way": way, "trainable": count_parameters(model, trainable=True)}
+        trainable = count_parameters(model, trainable=True)
+        row = {"way": way, "trainable": trainable, "learning_rate": learning_rate}
         history = self.train(model, f"{self.prefix}adapt {way}", self.steps, learning_rate, param_groups=param_groups)
         row = self.record(row, history, "novel classes", way)
         row["frechet"] = self.sample(way, model)

@@ -61,9 +61,11 @@ def load_class_tasks(
         names = split.novel.class_names
         groups = read_class_groups(args.class_groups, names[: split.num_base]) if args.class_groups else None
         model, vae = _load_dit(args)
-        if model is not None and model.config.num_embeds_ada_norm < len(data.class_names):
-            known = model.config.num_embeds_ada_norm
-            raise ValueError(f"the data have {len(data.class_names)} classes, the model {known}.")
+        old = split.classes[: split.num_base]
+        if model is not None and max(old) >= (known := model.config.num_embeds_ada_norm):
+            raise ValueError(
+                f"the base classes are numbers up to {max(old)} in the data, but the model knows {known}."
+            )
         base = _diffusion_task(args, accelerator, split.base, vae, part="base")
         novel = _diffusion_task(
             args,
@@ -74,7 +76,6 @@ def load_class_tasks(
             labels=range(split.num_base, len(names)),
             feature_data=select_classes(data, split.classes),
         )
-        old = split.classes[: split.num_base]
         model = _new_model(args, base) if model is None else with_classes(model, old)
     base.check_model(model)
     return base, novel, model, groups

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models trained one after the other on the same data for the same steps, and their table, curves and samples."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ class Trials:
         *,
         task: Task | None = None,
         param_groups: Sequence[dict[str, Any]] | None = None,
-        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         eval_steps: Collection[int] | None = None,
     ) -> History:
         """Train and return the numbers on the validation images by step, counted from `offset`.
@@ -84,13 +83,11 @@ class Trials:
         Args:
             task: another one's loss, data and validation images than the trials'.
             param_groups: for AdamW; default: all that is trainable, in one.
-            evaluate: what to measure; default: what the task does.
             eval_steps: when; default: as the trials are.
         """
         task = task or self.task
-        evaluate = evaluate or task.evaluate
         if not steps:
-            return {offset: evaluate(model.to(self.accelerator.device).eval())}
+            return {offset: task.evaluate(model.to(self.accelerator.device).eval())}
         if self.gradient_checkpointing:
             enable_gradient_checkpointing_(model.get_base_model() if isinstance(model, PeftModel) else model)
         options = replace(
@@ -109,7 +106,7 @@ class Trials:
             output_dir=str(self.output_dir / "checkpoints" / name.replace(" ", "-")),
             name=name,
             param_groups=param_groups,
-            evaluate=lambda step: evaluate(model),
+            evaluate=lambda step: task.evaluate(model),
             eval_steps=[step - offset for step in wanted if 0 <= step - offset <= steps],
         )
         return {int(record["step"]) + offset: record for record in history if "val_loss" in record}
