@@ -177,7 +177,7 @@ class LearngeneLayer(SharingLayer):
         if not self._factored(adapter, x):
             return self._linear(x, self._weight(adapter).to(dtype), self._base_bias())
         result = self._product(adapter, self._cast_input_dtype(x, self._adapter_dtype(adapter)))
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # on the meta device, asking is an error
             dtype = torch.get_autocast_dtype(x.device.type)
         bias = self._bias()
         return (result if bias is None else result + bias).to(dtype)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from diffusers_learngene import FINEConfig, WAVEConfig
+from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig, class_gate
 from diffusers_learngene.adapters import add_adapter, add_weighted_adapter
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from diffusers_learngene.tuners.scalers import adapted_layers
@@ -162,6 +162,20 @@ def test_refused(configs, adapters, weights, message):
     with pytest.raises(ValueError, match=message):
         model.add_weighted_adapter(adapters, weights, "sum")
     assert set(model.state_dict()) == before and "sum" not in model.peft_config
+
+
+def test_classes_that_are_assigned_differently():
+    """Tailors of one assignment stand side by side, each kind in its place; of two, they do not."""
+    groups = {"class_groups": [[3], [1, 2]], "init_weights": False}
+    same = with_adapters(KINDConfig, {"num_learngene": 2, **groups}, {"tailors_per_class": 2, **groups}).model
+    same.add_weighted_adapter(["a", "b"], [0.5, 2.0], "sum")
+    assert set(map(tuple, same.peft_config["sum"].group_sizes.values())) == {(10, 6)}
+    for label in (1, 3, 10):
+        with class_gate(same, label):
+            check_sum(same, ["a", "b"], [0.5, 2.0])
+    other = with_adapters(KINDConfig, groups, {**groups, "class_groups": [[3], [1, 4]]}).model
+    with pytest.raises(ValueError, match="assign the same classes to tailors in the same way"):
+        other.add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")
 
 
 def test_refused_names_scales_and_sizes():

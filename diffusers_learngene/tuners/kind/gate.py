@@ -39,6 +39,8 @@ class ClassTable(nn.Module):
         matrix, known = config.gate_matrix()
         classes = known[:-1].nonzero().flatten().tolist()
         self.only_class: int | None = classes[0] if len(classes) == 1 else None
+        # Of the tailors, those which a class opens, on average.
+        self.share = matrix[classes].float().mean().item() if classes and self.num_units else 0.0
         self.register_buffer("matrix", matrix, persistent=False)
         self.register_buffer("known", known, persistent=False)
 

@@ -70,11 +70,9 @@ class KINDModel(LearngeneModel):
 
     def _create_scaler(self, config: KINDConfig, bank: TailoredBank, group: Group, matrix: Matrix) -> Scaler:
         sigma = Scaler(bank.rank)
-        rounds = bank.num_tailors // max(1, self._made[0].num_units)
-        of_classes: Any = self._made[0].matrix[:-1]  # type: ignore[index]
-        units = of_classes.sum(1).float().mean().item() if rounds else 0.0
-        open_components = max(1, round(bank.num_learngene + rounds * units))
-        nn.init.normal_(sigma.weight, std=fine.sigma_std(bank.shape, open_components))
+        # What one class sees has Xavier's variance, on average.
+        open_components = bank.num_learngene + bank.num_tailors * self._made[0].share
+        nn.init.normal_(sigma.weight, std=fine.sigma_std(bank.shape, max(1, round(open_components))))
         return sigma
 
     def delete_adapter(self, adapter_name: str) -> None:
