@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diffusers_learngene import Learngene
 from diffusers_learngene.dit import create_dit
 
 
+RATES = ("--learning_rate", "0.05", "--tailor_learning_rate", "0.1")  # so that a few steps do something
 WAYS = ["kind", "lora", "pissa", "oft", "full", "scratch"]
 
 
@@ -32,9 +34,9 @@ def models(folder):
 
 @pytest.fixture(scope="module")
 def finished(train_kind, tmp_path_factory):
-    """The folder of a whole run on the digits, in which tailors have learnt something."""
+    """The folder of a whole run on the digits."""
     folder = tmp_path_factory.mktemp("finished") / "kind"
-    train_kind("--output_dir", folder, "--learning_rate", 0.05, "--tailor_learning_rate", 0.1)
+    train_kind(*RATES, "--output_dir", folder)
     return folder
 
 
@@ -166,8 +168,7 @@ class PowerCut(Exception):
 @pytest.mark.slow
 def test_resuming_is_exact(train_kind, finished, tmp_path, monkeypatch):
     backward, folder = Accelerator.backward, tmp_path / "kind"
-    arguments = ["--output_dir", folder, "--learning_rate", 0.05, "--tailor_learning_rate", 0.1]
-    arguments += ["--resume_from_checkpoint", "latest"]
+    arguments = [*RATES, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
 
     def run(steps):
         """Go on for that many steps; checkpoints are at every second one."""
@@ -221,6 +222,19 @@ def test_several_seeds_groups_and_few_shots(train_kind, tmp_path):
     assert kind["val_loss@4"].startswith(f"{mean:.3f} ± ")
     learngene = Learngene.from_pretrained(tmp_path / "out" / "learngene")
     assert learngene.config.class_tailors[:3] == [[0], [0], [1]]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_run_again_but_can_be_pushed(train_kind, finished, hub, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "kind")
+    arguments = [*RATES, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    monkeypatch.setattr(Accelerator, "backward", None)
+    train_kind(*arguments, "--push_to_hub", "--hub_model_id", "kind-digits", "--hub_token", "hf_secret")
+    assert results(folder)["rows"] == results(finished)["rows"]
+    assert "hf_secret" not in (folder / "log.jsonl").read_text()
+    pushed = Learngene.from_pretrained("me/kind-digits")
+    expected = load_file(finished / "learngene" / "model.safetensors")
+    assert all(torch.equal(pushed.tensors[name], tensor) for name, tensor in expected.items())
 
 
 # ------------------------------------------------------------------------------------------------ pretrained models
