@@ -63,9 +63,9 @@ def output_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def gate(model: nn.Module, classes: list[int]) -> AbstractContextManager[None]:
-    """KIND's gate where the model has one."""
-    gated = any(isinstance(module, KINDLayer) for module in model.modules())
+def gate(model: Any, classes: list[int]) -> AbstractContextManager[None]:
+    """KIND's gate where the model, which may be any callable, has one."""
+    gated = isinstance(model, nn.Module) and any(isinstance(module, KINDLayer) for module in model.modules())
     return class_gate(model, classes) if gated else nullcontext()
 
 
