@@ -276,7 +276,7 @@ def test_kind_gate_matrix():
 
 
 def test_kind_classes_of_the_model():
-    """A DiT says how many there are, and the config keeps it; a class that it lacks is refused before it is touched."""
+    """A DiT says how many there are, and the config keeps it; a class that it lacks is refused."""
     config = KINDConfig(class_groups=[[1], [9]])
     get_peft_model(MODELS["dit"]().model, config)
     assert config.num_classes == 10

@@ -22,12 +22,13 @@ from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_learngene import KINDConfig, class_gate
 from diffusers_learngene.adapters import add_adapter, load_adapter, save_adapter
 from diffusers_learngene.dit import disable_label_dropout_
 from diffusers_learngene.tuners.kind import KINDLayer
-from diffusers_learngene.tuners.kind.gate import STATE, _checkpoint
+from diffusers_learngene.tuners.kind.gate import STATE, Gate, _checkpoint
 from models import MODELS, output_of
 
 
@@ -563,3 +564,33 @@ def test_without_a_peft_model(tmp_path):
     save_adapter(tiny.model, tmp_path)
     load_adapter(other.model, tmp_path)
     assert torch.equal(ours(other), output)
+
+
+@pytest.mark.parametrize("mode", ["add", "generate"])
+def test_fused_layers_share_a_product(mode):
+    """q, k and v multiply x with their V once, and nothing is kept when they have; with another x, each by itself."""
+    tiny = adapted(mode=mode)
+    gate = Gate(torch.tensor([1, 2]), explicit=True)
+    attention = tiny.model.base_model.model.transformer_blocks[0].attn1
+    qkv = [attention.to_q, attention.to_k, attention.to_v]
+    x, other = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    qkv[0].gate.push(gate, tiny.model)
+
+    def matmuls(inputs):
+        with FlopCounterMode(display=False) as counter:
+            outputs = [layer(value) for layer, value in zip(qkv, inputs, strict=True)]
+        assert gate._kept is None or len({id(value) for value in inputs}) > 1
+        return outputs, counter.get_total_flops()
+
+    tokens, rank = 10, qkv[0].bank("default").rank
+    shared, flops = matmuls([x, x, x])
+    apart, more = matmuls([x, x.clone(), x.clone()])
+    assert more - flops == 2 * 2 * tokens * rank * 16
+    torch.testing.assert_close(shared, apart)
+    changed, _ = matmuls([x, other, x])
+    x_before = x.clone()
+    first = qkv[0](x)
+    x.mul_(2)  # the same tensor, but not the same numbers
+    torch.testing.assert_close(qkv[1](x), qkv[1](2 * x_before))
+    torch.testing.assert_close([first, changed[2]], [shared[0], shared[2]])
+    qkv[0].gate.pop()

@@ -93,6 +93,7 @@ class Gate:
         self.classes, self.nulls, self.explicit = classes, nulls, explicit
         self.bound: list[tuple[nn.Module, Callable]] = []
         self._units: dict[ClassTable, Tensor] = {}
+        self._kept: tuple | None = None
 
     def units(self, table: ClassTable) -> Tensor:
         """The units of an adapter that are open: (B, n), or (n,) for one class. ids are looked up once a forward."""
@@ -102,6 +103,21 @@ class Gate:
         if table not in self._units:
             self._units[table] = self._look_up(table)
         return self._units[table]
+
+    def project(self, x: Tensor, bank: nn.Module, v: Tensor, users: int) -> Tensor:
+        """x V (..., r), once for all layers of a bank: q, k and v read the same x, one after the other.
+
+        A gate rather than the bank keeps it, as that is gone when the forward is; and only until its last user.
+        """
+        if users == 1 or torch.compiler.is_compiling():  # a compiler finds what is computed twice
+            return x @ v
+        stamp = (torch.is_grad_enabled(), *(None if tensor.is_inference() else tensor._version for tensor in (x, v)))
+        if self._kept is not None and self._kept[0] is bank and self._kept[1] is x and self._kept[2] == stamp:
+            product, left = self._kept[3:]
+        else:
+            product, left = x @ v, users
+        self._kept = (bank, x, stamp, product, left - 1) if left > 1 else None
+        return product
 
     def _look_up(self, table: ClassTable) -> Tensor:
         units = table(self.classes)

@@ -4,6 +4,7 @@
 W(c)  =  U[rows] diag(sigma * g(c)) V^T
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,15 @@ class TailoredBank(FactorBank):
     def __init__(self, rows: int, columns: int, num_learngene: int, num_tailors: int) -> None:
         super().__init__(rows, columns, num_learngene + num_tailors)
         self.num_learngene, self.num_tailors = num_learngene, num_tailors
+        self.users = 0  # layers: three for q, k and v
+
+    def forward(
+        self, scaler: Tensor, shape: Sequence[int], offset: int, x: Tensor | None = None, gate: Gate | None = None
+    ) -> Tensor:
+        if x is None or gate is None:
+            return super().forward(scaler, shape, offset, x)
+        u, v = self.u[offset : offset + shape[0]].to(scaler.device), self.v.to(scaler.device)
+        return (gate.project(x, self, v, self.users) * scaler) @ u.T
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -60,6 +70,8 @@ class KINDLayer(LearngeneLayer):
         """
         self.gate = gate
         self.table_refs[adapter] = [table]
+        bank: Any = self.bank(adapter)
+        bank.users += 1
         if owns_table:
             self.learngene_kind_classes[adapter] = table
             self._move_adapter_to_device_of_base_layer(adapter)
@@ -118,6 +130,11 @@ class KINDLayer(LearngeneLayer):
         bank: Any = self.bank(adapter)
         gated = sigma * kind.gate(units.to(sigma.device), bank.num_learngene, bank.num_tailors)
         return gated if x is None or gated.dim() == 1 else kind.spread(gated, x.dim()).to(x.device)
+
+    def _product(self, adapter: str, x: Tensor) -> Tensor:
+        bank: Any = self.bank(adapter)
+        scaler = self._scaled(adapter, x)
+        return bank(scaler, self.shape, self.offsets[adapter], x, self.gate.gate).to(x.device)
 
     def _factored(self, adapter: str, x: Tensor) -> bool:
         if self._is_gated(adapter) and not isinstance(self._given_gate().classes, int):
