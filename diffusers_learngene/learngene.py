@@ -88,8 +88,8 @@ class Learngene(SharedArtefact):
                 quantised model, NaN in its weights, a width that cannot be, or a model that is not its config's.
         """
         check_ancestry(model)
-        prepare_ancestry_(model)
         architecture, base_config = type(model).__name__, model_config(model)
+        prepare_ancestry_(model)
         config = copy.copy(config or WAVEConfig())
         method = method_of(config)
         class_tailors = method.class_tailors(config, num_labels(architecture, base_config))
