@@ -54,6 +54,8 @@ class ClassTable(nn.Module):
         if isinstance(classes, int):
             self._check(torch.tensor([classes]))
             return matrix[classes]
+        if not classes.is_meta:
+            classes = classes.to(matrix.device)  # rather than the other way, for which one would have to wait
         if classes.is_floating_point():
             if classes.shape[1] != self.num_classes:
                 raise ValueError(
@@ -61,7 +63,7 @@ class ClassTable(nn.Module):
                 )
             return classes @ matrix[:-1].to(classes)
         self._check(classes)
-        return matrix.to(classes.device)[classes]
+        return matrix.to(classes.device)[classes]  # on the meta device, moved as well
 
     def _check(self, ids: Tensor) -> None:
         if ids.is_meta:
@@ -73,7 +75,7 @@ class ClassTable(nn.Module):
         elif not allowed.all():
             raise ValueError(
                 f"The KIND adapter does not know the classes {sorted(set(ids[~allowed].tolist()))}, only "
-                f"{int(known.sum()) - 1} of those from 0 to {self.num_classes} and the null class {self.num_classes}."
+                f"{int(known.sum()) - 1} of those from 0 to {self.num_classes - 1}, and the null class {self.num_classes}."
             )
 
     def extra_repr(self) -> str:
