@@ -44,6 +44,7 @@ import torch  # noqa: E402
 from diffusers import DiTTransformer2DModel  # noqa: E402
 from peft import get_peft_model  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from diffusers_learngene import KINDConfig, class_gate  # noqa: E402
@@ -65,7 +66,7 @@ def models() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
     size["num_layers"] = args.layers or size["num_layers"]
     width = size["num_attention_heads"] * size["attention_head_dim"]
     torch.manual_seed(args.seed)
-    dense = DiTTransformer2DModel(**size).eval().to(args.device, getattr(torch, args.dtype))
+    dense = DiTTransformer2DModel(**size).eval()
     tailors = args.tailors or 5 * width // 64
     config = KINDConfig(
         mode="generate",
@@ -73,10 +74,12 @@ def models() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
         tailors_per_class=tailors // args.classes,
         class_groups=[[label] for label in range(args.classes)],
     )
-    cut = get_peft_model(DiTTransformer2DModel(**size).eval().to(args.device, dense.dtype), config)
-    cut.to(dense.dtype)
+    cut = get_peft_model(DiTTransformer2DModel(**size).eval(), config)
+    dtype = getattr(torch, args.dtype)
+    for model in (dense, cut):
+        nn.Module.to(model, args.device, dtype)
     batch = {
-        "hidden_states": torch.randn(args.batch_size, 4, 32, 32, device=args.device, dtype=dense.dtype),
+        "hidden_states": torch.randn(args.batch_size, 4, 32, 32, device=args.device, dtype=dtype),
         "timestep": torch.randint(1000, (args.batch_size,), device=args.device),
         "class_labels": torch.arange(args.batch_size, device=args.device) % args.classes,
     }
@@ -104,7 +107,7 @@ def take_turns(sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]
 
 def flops_of(run: Callable[[], object]) -> dict[str, int]:
     """FLOPs by operation, two for a multiply and an add."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # torch counts no CPU kernel of it
         run()
     return {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
 

@@ -35,8 +35,8 @@ class ClassTable(nn.Module):
 
     def __init__(self, config: KINDConfig) -> None:
         super().__init__()
-        self.num_classes, self.num_units = config.num_classes, config.num_units
         matrix, known = config.gate_matrix()
+        self.num_classes, self.num_units = len(matrix) - 1, matrix.shape[1]
         classes = known[:-1].nonzero().flatten().tolist()
         self.only_class: int | None = classes[0] if len(classes) == 1 else None
         # Of the tailors, those which a class opens, on average.
@@ -75,7 +75,7 @@ class ClassTable(nn.Module):
         elif not allowed.all():
             raise ValueError(
                 f"The KIND adapter does not know the classes {sorted(set(ids[~allowed].tolist()))}, only "
-                f"{int(known.sum()) - 1} of those from 0 to {self.num_classes - 1}, and the null class {self.num_classes}."
+                f"{int(known.sum()) - 1} of those below {self.num_classes}, and {self.num_classes}, the null class."
             )
 
     def extra_repr(self) -> str:
