@@ -25,7 +25,7 @@ from pathlib import Path
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("S", "B", "L", "XL"), default="L")
-    parser.add_argument("--layers", type=int, help="blocks (default: as many as the size has)")
+    parser.add_argument("--layers", type=int, help="blocks, two or more (default: as many as the size has)")
     parser.add_argument("--num_learngene", type=int, help="default: half the width")
     parser.add_argument("--tailors", type=int, help="of the kept classes (default: 5 / 64 of the width)")
     parser.add_argument("--classes", type=int, default=4, help="kept classes, which share the tailors out")
