@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers_learngene import Learngene
     from diffusers_learngene.training.adaptation import Adaptation
 
-ADAPTED = {"lora": 5e-3, "pissa": 3e-3, "oft": 5e-3, "full": 1e-3}  # ways to adapt the plain DiT, and their rates
+ADAPTED = {"lora": 5e-3, "pissa": 3e-3, "oft": 2e-3, "full": 1e-3}  # ways to adapt the plain DiT, and their rates
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -102,7 +102,8 @@ class Adaptation(Trials):
         trainable = count_parameters(model, trainable=True)
         row = {"way": way, "trainable": trainable, "learning_rate": learning_rate}
         history = self.train(model, f"{self.prefix}adapt {way}", self.steps, learning_rate, param_groups=param_groups)
-        row = self.record(row, history, "novel classes", way)
+        # Scratch starts so far above that the curves of the others would lie on one another.
+        row = self.record(row, history, None if way == "scratch" else "novel classes", way)
         row["frechet"] = self.sample(way, model)
         return row
 
@@ -190,12 +191,11 @@ class Adaptation(Trials):
         results = self.write({"models": self.models, **self.more})
         if self.accelerator.is_main_process:
             print(f"\n{' + '.join(self.base.class_names)} -> {' + '.join(self.novel.class_names)}")
+            print("by training step: loss on the novel classes; base: loss on the base classes, before and after;")
             print(
-                f"loss on the novel classes by training step; Frechet distance of {self.num_samples} samples (lower is"
+                f"parameters and FLOPs (one image) of what is deployed; Frechet distance of {self.num_samples} samples"
             )
-            print(
-                "better); loss on the base classes before and after; the model that is deployed, FLOPs for an image\n"
-            )
+            print("(lower is better)\n")
             print(self.table())
             print(f"\nKIND taken apart (class_val_loss: of {self.base.class_names[0]})\n")
             print(format_table(self.models, self.model_columns))
