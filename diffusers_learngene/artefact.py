@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .blocks import find_stacks
-from .files import HUB_ID, write
+from .classes import ClassTailors
+from .files import HUB_ID, local_folder, write
 from .layout import Layout, layout_of, parse_group_key
-from .methods import METHODS, Method
-from .models import check_config, empty_model, override_config
+from .method import Method
+from .methods import METHODS
+from .models import check_config, empty_model, num_labels, override_config
 from .tuners.base_config import check_integer
 
 
@@ -43,12 +46,14 @@ class ArtefactConfig:
     Attributes:
         architecture: class name of the model in diffusers or transformers.
         base_config: config of the ancestry model.
-        method: "wave" or "fine".
-        bank_sizes: size of every group's bank, as the method has it (`methods`): WAVE [N, w1, w2], FINE [r].
+        method: "wave", "fine" or "kind".
+        bank_sizes: size of every group's bank, as the method has it (`methods`): WAVE [N, w1, w2], FINE [r], KIND
+            [num_learngene, num_tailors] of every layer.
         widths: config overrides of every width that has its own size tensors; the first is {} (the ancestry's).
         condensed_for: config overrides of every size that was drawn while distilling; empty after the closed form.
         ancestry: Hub id of the ancestry model, if it has one.
         init_seed: seed from which the ancestry was initialised, if the bank makes only what training added to that.
+        class_tailors: of KIND, by class, the tailors that it opens (`classes`); None of the other methods.
         format_version: of this file layout.
     """
 
@@ -60,6 +65,7 @@ class ArtefactConfig:
     condensed_for: list[dict] = field(default_factory=list)
     ancestry: str | None = None
     init_seed: int | None = None
+    class_tailors: ClassTailors | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -68,8 +74,18 @@ class ArtefactConfig:
         return METHODS[self.method]
 
     def override(self, overrides: dict) -> dict[str, Any]:
-        """Config of the model of another size."""
-        return override_config(self.architecture, self.base_config, overrides)
+        """Config of the model of another size.
+
+        Raises:
+            ValueError: there is no such model, or this learngene makes none of another size.
+        """
+        config = override_config(self.architecture, self.base_config, overrides)
+        if self.factors.per_layer and config != self.base_config:
+            raise ValueError(
+                f"{overrides} would change the size, but layers share nothing in {self.method.upper()}, so that a "
+                "learngene of it has the size of its ancestry. (WAVE's and FINE's have any.)"
+            )
+        return config
 
     def layout(self, base_config: dict) -> Layout:
         """Where the tensors of a model of that config lie.
@@ -87,8 +103,10 @@ class ArtefactConfig:
         """Shape of every tensor of the learngene, given the layout of every width."""
         shapes: dict[str, list[int]] = {}
         for key, size in self.bank_sizes.items():
-            bank = self.factors.bank_shapes(size, [part.shape for part in layouts[0].parts(key)])
-            shapes |= {f"{name}.{key}": list(shape) for name, shape in bank.items()}
+            parts = layouts[0].parts(key)
+            bank = self.factors.bank_shapes(size, [part.shape for part in parts])
+            lead = [len(parts[0].names)] if self.factors.per_layer else []
+            shapes |= {f"{name}.{key}": [*lead, *shape] for name, shape in bank.items()}
         for index, layout in enumerate(layouts):
             for key, entry in layout.entries.items():
                 if layout.owns(key):
@@ -107,6 +125,24 @@ def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, T
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write(folder / WEIGHTS, lambda path: save_file(stored, path, metadata=metadata))
     write(folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8"))
+
+
+def find_artefact(name: str | Path, **download: Any) -> Path:
+    """The learngene file of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
+
+    Args:
+        download: as `files.local_folder` has it.
+
+    Raises:
+        LearngeneError: there is none. The errors of `huggingface_hub` come as they are.
+    """
+    try:
+        folder = local_folder(name, [WEIGHTS, "config.json"], **download)
+    except HFValidationError as error:
+        raise LearngeneError(str(error)) from error
+    if not (folder / WEIGHTS).is_file():
+        raise LearngeneError(f"{str(name)!r} holds no {WEIGHTS}: not a learngene (pickles are never read).")
+    return folder / WEIGHTS
 
 
 def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
@@ -161,6 +197,8 @@ def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> Artefact
         check_integer("init_seed", config.init_seed, least=0, most=2**63 - 1)
     for key, size in config.bank_sizes.items():
         config.factors.check_size(f"bank_sizes[{key!r}]", size)
+    labels = num_labels(config.architecture, config.base_config)
+    config.factors.check_classes(config.class_tailors, config.bank_sizes, labels)
 
     stored = {key.split(".")[1] for key in shapes if key.startswith("sizes.")}
     if not config.widths or config.widths[0] != {} or stored != set(map(str, range(len(config.widths)))):

@@ -35,6 +35,8 @@ def model_card(config: "ArtefactConfig", card: dict[str, Any]) -> ModelCard:
         "ancestry": config.ancestry,
         "seen_sizes": config.condensed_for,
         "base_config": sizes_of(config.base_config),
+        "num_classes": len(config.class_tailors or ()),
+        "known_classes": [index for index, units in enumerate(config.class_tailors or ()) if units is not None],
         **card,
         "images": [image.name for image in card_images(card)],
     }

@@ -15,10 +15,12 @@ steps what took 400 from "fit". FINE's, at the ancestry's size, from "fit" reach
 four depths): layers that start alike serve all depths alike. Both are exact once the bank is large enough. Where the
 seed is known from which the ancestry was initialised, `init_seed` fits what training *added* to that, which is much
 smaller.
+
+KIND has but "fit", where every layer is its own SVD. (The paper takes that of untrained weights: condense a model of
+`initializers.scratch`.) A random start would be the same without the layers' spectrum.
 """
 
 import copy
-from typing import get_args
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -27,8 +29,9 @@ from torch import Tensor, nn
 from . import blocks
 from .functional import wave
 from .initializers.scratch import scratch
-from .layout import Entry, Layout, layout_of, stack
-from .methods import Bank, Start, method_of
+from .layout import Entry, Layout, layout_of, match, stack
+from .method import Bank, Start
+from .methods import method_of
 from .models import tensors_of
 from .tuners.base_config import LearngeneConfig, check_choice
 
@@ -46,7 +49,7 @@ def closed_form(
     Args:
         start: see the top of this file; default: the method's better one.
         init_seed: fit W - W_init, where W_init are the weights that `initializers.scratch` draws from that seed.
-        seed: of a random start.
+        seed: of a random start, and of random components where there are none to take.
 
     Returns:
         Size of its bank by group, banks by group, and the stacked size tensors by layout key.
@@ -56,8 +59,12 @@ def closed_form(
             which these weights were not initialised.
     """
     method = method_of(config)
-    start = method.best_start if start is None else start
-    check_choice("start", start, get_args(Start))
+    start = method.starts[0] if start is None else start
+    check_choice("start", start, method.starts)
+    if method.per_layer and init_seed is not None:
+        raise ValueError(
+            f"init_seed={init_seed}: {method.name.upper()} makes weights by class, not what training added to one."
+        )
     config = copy.copy(config)
     config.mode = "generate"
     groups = _target_groups(model, config)
@@ -68,9 +75,11 @@ def closed_form(
         init = tensors_of(scratch(model, {}, seed=init_seed).to(next(model.parameters()).device))
         _check_init(layout, tensors, init, init_seed)
 
-    holds = {group.key: method.layers_held(sizes[group.key], group.shapes) for group in groups}
-    held = min(count for count, _ in holds.values()) if start == "layers" else 0
-    full = all(count == held and filled for count, filled in holds.values())
+    held, full = 0, False
+    if start == "layers":
+        holds = [method.layers_held(sizes[group.key], group.shapes) for group in groups]
+        held = min(count for count, _ in holds)
+        full = all(count == held and filled for count, filled in holds)
     chosen = {name: wave.spread(min(held, depth), depth) for name, depth in layout.depths.items()}
 
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +96,9 @@ def closed_form(
             zero = not any(weight.any() for weight in weights)  # as DiT's own initialisation leaves adaLN
             made = method.random(len(members), sizes[group.key], group.shapes, zero, generator)
         else:
-            made = method.start(weights, sizes[group.key], layers, full)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                made = method.start(weights, sizes[group.key], layers, full)
         coefficients, bank[group.key] = made
         scalers |= dict(zip(dict.fromkeys(entry.scaler or "" for entry in parts), coefficients, strict=True))
 
@@ -95,6 +106,25 @@ def closed_form(
     if held and full:  # the weights of a layer are those of another, so its biases and norms are
         own |= {key: _as_chosen(value, key, layout, chosen) for key, value in own.items() if key.startswith("layers.")}
     return sizes, bank, own
+
+
+def check_ancestry(model: nn.Module) -> None:
+    """Raise a ValueError if a model is PEFT-wrapped or quantised, or holds NaN or infinity."""
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
+    for name, tensor in tensors_of(model).items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
+
+
+def check_layout(layout: Layout, made: Layout) -> None:
+    """Refuse a model that has other tensors than its config makes: a descendant could not be told to have them."""
+    own, other = ({name for e in one.entries.values() for name in e.names.values()} for one in (layout, made))
+    if own != other or match(made, layout) is None:
+        raise ValueError(
+            f"the model is not what its config makes: only the model has {sorted(own - other)[:3]}, and only its "
+            f"config {sorted(other - own)[:3]}. (Arguments like add_pooling_layer are in no config.)"
+        )
 
 
 def _check_init(layout: Layout, tensors: dict[str, Tensor], init: dict[str, Tensor], seed: int) -> None:

@@ -12,17 +12,20 @@ converted weights, and training it as it stands goes wrong in five quiet ways:
 4. the timestep frequencies are not those of the original code -> `set_frequency_shift_`;
 5. the sizes of the paper have no names -> `DIT_SIZES`.
 
-`create_dit` puts 1, 2, 3 and 5 together.
+`create_dit` puts 1, 2, 3 and 5 together. And new classes want label rows of their own, while the old ones stay:
+`new_label_rows`, `train_label_rows_`, and `join_label_rows_` when all is done.
 """
 
 import inspect
 import math
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from diffusers.models.embeddings import LabelEmbedding, Timesteps
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 __all__ = [
@@ -31,11 +34,16 @@ __all__ = [
     "disable_label_dropout_",
     "drop_labels",
     "init_dit_weights_",
+    "join_label_rows_",
+    "label_table",
+    "new_label_rows",
     "set_frequency_shift_",
     "tie_dit_embedders_",
+    "train_label_rows_",
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
+LabelInit = Literal["null", "mean"]
 
 # Table 1 of https://huggingface.co/papers/2212.09748, with patches of 2 x 2.
 DIT_SIZES: dict[str, dict[str, int]] = {
@@ -202,3 +210,59 @@ def drop_labels(
     device = labels.device if generator is None else generator.device
     draws = torch.rand(labels.shape, generator=generator, device=device).to(labels.device)  # (N,)
     return torch.where(draws < probability, num_classes, labels)
+
+
+def label_table(model: nn.Module) -> str | None:
+    """Name of the (first) table of label rows of a model; None if it has no labels."""
+    names = (name for name, module in model.named_modules() if isinstance(module, LabelEmbedding))
+    return next((f"{name}.embedding_table" for name in names), None)
+
+
+def new_label_rows(table: torch.Tensor, count: int, how: LabelInit, classes: Sequence[int]) -> torch.Tensor:
+    """A table of label rows (C + 1, D) with `count` new classes before the null class, its last row.
+
+    Args:
+        how: "null", where a new class starts as the model without a class, which it was trained as (label dropout);
+            "mean", of the rows of `classes`, where it starts in their midst.
+
+    Raises:
+        ValueError: another `how`, or the mean of no classes.
+    """
+    if how not in get_args(LabelInit) or (how == "mean" and not classes):
+        raise ValueError(f"label_init={how!r} must be one of {get_args(LabelInit)}, and the mean one of some classes.")
+    row = table[-1] if how == "null" else table[list(classes)].mean(0)
+    return torch.cat([table[:-1], row.expand(count, -1), table[-1:]])
+
+
+class _TrainedRows(nn.Module):
+    """A parametrization: some rows are parameters, in place of those of the frozen table that lies below."""
+
+    def __init__(self, rows: torch.Tensor, start: int) -> None:
+        super().__init__()
+        self.rows, self.start = nn.Parameter(rows), start
+
+    def forward(self, table: torch.Tensor) -> torch.Tensor:
+        return torch.cat([table[: self.start], self.rows, table[self.start + len(self.rows) :]])
+
+
+def train_label_rows_(model: Model, start: int, count: int) -> Model:
+    """Train only these label rows from now on, in place; no optimiser touches the others, weight decay included.
+
+    Their parameter is `parametrizations.weight.0.rows` of the table. (Masked gradients would not do: weight decay
+    moves what they mask.)
+    """
+    table = label_table(model)
+    if table is not None:
+        embedding = model.get_submodule(table)
+        embedding.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
+        rows = embedding.weight.detach()[start : start + count].clone()  # type: ignore[operator, union-attr, index]
+        parametrize.register_parametrization(embedding, "weight", _TrainedRows(rows, start))
+    return model
+
+
+def join_label_rows_(model: Model) -> Model:
+    """Undo `train_label_rows_` in place, keeping what was trained: a stock model again, which can be saved as one."""
+    table = label_table(model)
+    if table is not None and parametrize.is_parametrized(model.get_submodule(table), "weight"):
+        parametrize.remove_parametrizations(model.get_submodule(table), "weight")
+    return model

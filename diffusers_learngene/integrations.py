@@ -29,6 +29,7 @@ class LearngenePeftType(str, Enum):  # noqa: UP042 (StrEnum would be equal; PEFT
 
     LEARNGENE_WAVE = "LEARNGENE_WAVE"
     LEARNGENE_FINE = "LEARNGENE_FINE"
+    LEARNGENE_KIND = "LEARNGENE_KIND"
 
     @property
     def prefix(self) -> str:
@@ -43,6 +44,7 @@ def register_peft_methods() -> None:
         KeyError: another package has registered one of our names.
     """
     from .tuners.fine import FINEConfig, FINEModel
+    from .tuners.kind import KINDConfig, KINDModel
     from .tuners.wave import WAVEConfig, WAVEModel
 
     entries = [
@@ -50,6 +52,7 @@ def register_peft_methods() -> None:
         for peft_type, config, model in (
             (LearngenePeftType.LEARNGENE_WAVE, WAVEConfig, WAVEModel),
             (LearngenePeftType.LEARNGENE_FINE, FINEConfig, FINEModel),
+            (LearngenePeftType.LEARNGENE_KIND, KINDConfig, KINDModel),
         )
         for table, entry in (
             (PEFT_TYPE_TO_CONFIG_MAPPING, config),

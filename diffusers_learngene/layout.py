@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import blocks
 from .functional import resize
-from .methods import Bank, Method
+from .method import Bank, Method
 from .models import tensors_of
 
 
@@ -51,6 +51,15 @@ class Layout:
     def parts(self, group: str) -> list[Entry]:
         """The matrices that make up the fused one of a group, top to bottom."""
         return sorted((e for e in self.entries.values() if e.group == group), key=lambda entry: entry.offset)
+
+    def groups_of(self, groups: Collection[str]) -> dict[str, str]:
+        """Of the layers whose matrices belong to these groups, the group, by module path."""
+        return {
+            name.removesuffix(".weight"): entry.group
+            for entry in self.entries.values()
+            if entry.group and entry.group in groups
+            for name in entry.names.values()
+        }
 
     def owns(self, key: str) -> bool:
         """Whether an entry has a tensor of its own (k and v may share q's)."""

@@ -4,6 +4,7 @@
     condense      ancestry model -> learngene, in closed form: seconds, no data; `training.condensing` distils it
     save / push   model.safetensors + config.json + README.md: data only
     descend       learngene -> a descendant of another size: a PeftModel whose weights are generated
+    absorb        a trained descendant -> the learngene that makes it
 
 The file holds the bank of every group once (`methods`), and for every *width* that it was condensed for one set of
 size tensors (`layout.Layout`: scalers, biases, norms, embedders), kept at the depth of the ancestry. A depth needs no
@@ -11,33 +12,35 @@ tensors of its own: layers are selected by relative depth. (A width does: DiT's 
 another one at every width, so embedders and scalers of a narrower model cannot be a cut-out of the wider one's; and
 the paper's scalers are per target size.) The description of the file is in the metadata of the safetensors file
 itself, so that the two cannot disagree; config.json repeats it for readers and for the Hub's download counter.
+
+A learngene of KIND has one size, but can be taken apart by class: `select`, `descend(classes=)`; and it can be taught
+new classes: `descend(num_new_classes=)`, then `absorb`.
 """
 
+import copy
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
-import torch
-from huggingface_hub import ModelCard, ModelHubMixin
-from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, read_artefact, write_artefact
-from .cards import card_images, model_card
-from .closed_form import closed_form
-from .files import hub_id, local_folder, write
+from .absorb import absorbed
+from .artefact import ArtefactConfig, LearngeneError
+from .closed_form import check_ancestry, check_layout, closed_form
+from .dit import LabelInit
+from .files import hub_id
 from .functional.resize import DepthInit
-from .generated import generated_model
+from .generated import add_classes_, generated_model
+from .hub import SharedArtefact
 from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
-from .methods import Bank, Start, method_of
-from .models import empty_model, model_config, prepare_ancestry_, tensors_of
-from .tuners.base_config import LearngeneConfig
+from .method import Bank, Start
+from .methods import method_of
+from .models import empty_model, model_config, num_labels, prepare_ancestry_
+from .tailors import add_labels, label_rows, new_tailors, select_classes
+from .tuners.base_config import LearngeneConfig, check_integer
 from .tuners.wave import WAVEConfig
 
 
@@ -46,19 +49,12 @@ __all__ = ["ArtefactConfig", "Learngene", "LearngeneError"]
 _logger = logging.getLogger(__name__)
 
 
-class Learngene(
-    ModelHubMixin, library_name="diffusers-learngene", tags=["learngene", "safetensors"], license="apache-2.0"
-):
+class Learngene(SharedArtefact):
     """A learngene: `config` and tensors in fp32 on the CPU, "<bank tensor>.<group>" and "sizes.<width>.<layout key>".
 
     Make one with `condense` or `from_pretrained`. What is set in `card` (results, images, training, license, repo_id,
     ...) goes into the model card; images are paths of PNG files, and are copied beside it.
     """
-
-    def __init__(self, config: ArtefactConfig, tensors: dict[str, Tensor]) -> None:
-        self.config = config
-        self.tensors = tensors
-        self.card: dict[str, Any] = {}
 
     @classmethod
     def condense(
@@ -92,36 +88,30 @@ class Learngene(
             ValueError: no repeated blocks, no target matched, a template larger than its matrix, a PEFT-wrapped or
                 quantised model, NaN in its weights, a width that cannot be, or a model that is not its config's.
         """
-        if any(hasattr(module, "base_layer") for module in model.modules()):
-            raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
-        base_config = model_config(model)
-        for name, tensor in tensors_of(model).items():
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
+        check_ancestry(model)
+        architecture, base_config = type(model).__name__, model_config(model)
         prepare_ancestry_(model)
-        config = config or WAVEConfig()
+        config = copy.copy(config or WAVEConfig())
         method = method_of(config)
+        class_tailors = method.class_tailors(config, num_labels(architecture, base_config))
         sizes, bank, own = closed_form(model, config, start=start, init_seed=init_seed, seed=seed)
+        method.check_classes(class_tailors, sizes, num_labels(architecture, base_config))
         tensors = {f"{name}.{key}": value for key, tensors in bank.items() for name, value in tensors.items()}
         tensors |= {f"sizes.0.{key}": value for key, value in own.items()}
         description = ArtefactConfig(
-            type(model).__name__, base_config, method.name, sizes, ancestry=hub_id(ancestry), init_seed=init_seed
+            architecture,
+            base_config,
+            method.name,
+            sizes,
+            ancestry=hub_id(ancestry),
+            init_seed=init_seed,
+            class_tailors=class_tailors,
         )
-        learngene = cls(description, {key: value.cpu() for key, value in tensors.items()})
-        learngene._check_layout(layout_of(model, sizes, method))
+        learngene = cls(description, {key: value.cpu().contiguous() for key, value in tensors.items()})
+        check_layout(layout_of(model, sizes, method), learngene.layouts[0])
         for overrides in widths:
             learngene._add_width(overrides)
         return learngene
-
-    def _check_layout(self, layout: Layout) -> None:
-        """Refuse a model that has other tensors than its config makes: a descendant could not be told to have them."""
-        one, other = layout.entries.values(), self.layouts[0].entries.values()
-        own, made = ({name for entry in entries for name in entry.names.values()} for entries in (one, other))
-        if own != made or match(self.layouts[0], layout) is None:
-            raise ValueError(
-                f"the model is not what its config makes: only the model has {sorted(own - made)[:3]}, and only its "
-                f"config {sorted(made - own)[:3]}. (Arguments like add_pooling_layer are in no config.)"
-            )
 
     def _add_width(self, overrides: dict) -> None:
         target = self.layout(self.config.override(overrides))
@@ -161,17 +151,6 @@ class Learngene(
         config = self.config.override(overrides)
         return any(self.config.override(size) == config for size in self.config.condensed_for)
 
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in the file."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
-
-    @cached_property
-    def ancestry_parameters(self) -> int:
-        """Numbers of the ancestry model (tied tensors once)."""
-        model = empty_model(self.config.architecture, self.config.base_config)
-        return sum(tensor.numel() for tensor in tensors_of(model).values())
-
     def with_tensors(self, tensors: dict[str, Tensor]) -> "Learngene":
         """The learngene that other tensors make, of the same keys and shapes."""
         other = Learngene(self.config, tensors)
@@ -198,29 +177,62 @@ class Learngene(
         source, target = layout_of(init), layout_of(empty_model(self.config.architecture, config))
         return unstack(resize_tensors(stack(init, source), source, target), target)
 
-    def descend(self, *, sigma_init: DepthInit = "nearest", **overrides: object) -> PeftModel:
-        """A descendant of another size, ready to use: its weights are generated from the bank.
+    def descend(
+        self,
+        *,
+        sigma_init: DepthInit = "nearest",
+        classes: Sequence[int] | None = None,
+        num_new_classes: int = 0,
+        tailors_per_class: int | None = None,
+        label_init: LabelInit = "null",
+        seed: int = 0,
+        **overrides: object,
+    ) -> PeftModel:
+        """A descendant of another size, or for other classes, ready to use: its weights are generated from the bank.
 
-        The bank is frozen; scalers, and biases and norms of the blocks, are trainable. `merge_and_unload()` gives the
-        plain model.
+        The bank is frozen; scalers, and biases and norms of the blocks, are trainable (KIND: everything is).
+        `merge_and_unload()` gives the plain model (KIND: of a single class).
 
         Args:
             sigma_init: how the scalers (FINE's sigma) of another depth start, by relative depth: "nearest" is what
                 elastic condensing trains, so nothing is left to train; "interpolated" between neighbouring layers;
                 "linear", a straight line through all layers; "identical", their mean; "random", of their magnitude.
                 (The last three are the paper's ablation, FINE section 2.3; its best is "random", then trained.)
+            classes: of KIND: keep only the tailors of these classes, in a smaller model. Ids stay what they are, and
+                other labels are refused, except the null class's. []: learngenes only, whatever the label.
+            num_new_classes: of KIND: classes to be learnt. Their ids follow the old ones', and the null class's id
+                theirs. Their tailors are a second adapter, "novel", of sigma = 0; these and the new label rows alone
+                are trainable, whatever the optimiser, so that the old classes stay as they are, bit for bit. `absorb`
+                makes one learngene of both.
+            tailors_per_class: of new classes, in each group. Default: as many as an old class has.
+            label_init: of their label rows, where the model has labels: "null" or "mean" (`dit.new_label_rows`).
+            seed: of the new tailors.
             overrides: keys of the base model's own config, e.g. num_layers=6, num_attention_heads=8 (diffusers) or
-                num_hidden_layers=6, hidden_size=384, num_attention_heads=6 (transformers). None: the ancestry's size.
+                num_hidden_layers=6, hidden_size=384, num_attention_heads=6 (transformers). None: the ancestry's size,
+                which is KIND's only one.
 
         Raises:
-            ValueError: unknown key or `sigma_init`, a size the architecture refuses, or a change that is neither depth
-                nor width.
+            ValueError: unknown key or `sigma_init`, a size the architecture refuses, a change that is neither depth
+                nor width; classes that are not there, or of another method than KIND.
 
         Warns:
             UserWarning: the learngene was not condensed for this width; train the scalers before use. (A depth that
                 was not drawn while distilling is only logged: it works, as depths in between do.)
         """
         config = self.config.override(overrides)
+        if self.config.factors.per_layer and sigma_init != "nearest":
+            raise ValueError(f"sigma_init={sigma_init!r}: this learngene has one depth, with a sigma of every layer.")
+        check_integer("num_new_classes", num_new_classes, least=0)
+        if tailors_per_class is not None and not num_new_classes:
+            raise ValueError(f"tailors_per_class={tailors_per_class} is of new classes: give num_new_classes.")
+        old = self if classes is None else self.select(classes)
+        if num_new_classes:
+            sizes = new_tailors(self.config, num_new_classes, tailors_per_class)
+            rows = label_rows(self.config, self.tensors, num_new_classes, label_init)
+            wider = Learngene(*add_labels(old.config, old.tensors, rows, num_new_classes))
+            return add_classes_(wider.descend(), wider.config, wider.layouts[0], sizes, num_new_classes, seed)
+        if classes is not None:
+            return old.descend()
         layout = self.layout(config)
         tensors, bank = self.tensors_at(layout, sigma_init)
         if self.width_of(layout) is None:
@@ -237,78 +249,24 @@ class Learngene(
             )
         return generated_model(self.config, config, layout, tensors, bank, self.origin(config))
 
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Write model.safetensors, config.json, README.md and the card's images, each atomically; perhaps push them.
-
-        Returns:
-            The address of the commit, if pushed.
-        """
-        card = {**self.card, **(model_card_kwargs or {})}
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_artefact(folder, self.config, self.tensors)
-        for image in card_images(card):
-            write(folder / image.name, partial(shutil.copyfile, image))
-        write(folder / "README.md", self.generate_model_card(**card).save)
-        if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
-        return None
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        """As `ModelHubMixin.push_to_hub`; nothing but what `save_pretrained` writes is ever uploaded."""
-        kwargs["model_card_kwargs"] = {"repo_id": repo_id, **(kwargs.get("model_card_kwargs") or {})}
-        kwargs["allow_patterns"] = [WEIGHTS, "config.json", "README.md", "*.png"]
-        return super().push_to_hub(repo_id, **kwargs)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> "Learngene":
-        """The learngene of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
+    def select(self, classes: Sequence[int]) -> "Learngene":
+        """The smaller learngene of these classes only, ids as they are. (KIND's.)
 
         Raises:
-            LearngeneError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
+            ValueError: a class twice, one that is not there or not known, or a learngene of another method.
         """
-        try:
-            folder = local_folder(
-                pretrained_model_name_or_path,
-                [WEIGHTS, "config.json"],
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        except HFValidationError as error:
-            raise LearngeneError(str(error)) from error
-        if not (folder / WEIGHTS).is_file():
-            raise LearngeneError(
-                f"{str(pretrained_model_name_or_path)!r} holds no {WEIGHTS}: not a learngene (pickles are never read)."
-            )
-        return cls(*read_artefact(folder / WEIGHTS))
+        return Learngene(*select_classes(self.config, self.tensors, self.layouts[0], classes))
 
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/<method>.md, with what is in `self.card`."""
-        from . import __version__
+    def absorb(self, model: nn.Module) -> "Learngene":
+        """The learngene that makes a descendant of this one as it is now, after training: a new one, to be saved.
 
-        own = {
-            "num_parameters": self.num_parameters,
-            "ancestry_parameters": self.ancestry_parameters,
-            "version": __version__,
-        }
-        return model_card(self.config, own | self.card | {k: v for k, v in card_kwargs.items() if v is not None})
+        New classes (`descend(num_new_classes=)`) become classes like the others: their tailors stand among the old
+        ones, in the same banks.
+
+        Args:
+            model: what `descend` made of the ancestry's size, with whatever classes; wrapped by PEFT or not.
+
+        Raises:
+            ValueError: the model is another one.
+        """
+        return Learngene(*absorbed(self.config, model))

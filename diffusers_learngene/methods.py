@@ -1,97 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods of which a learngene can be: what `functional/` computes, in the words of the artefact.
 
-Every method makes the matrix of a layer from a *bank*, the tensors that all layers of a group share, and a *scaler*,
-a few numbers of the layer's own:
+Every method makes the matrix of a layer from a *bank* and a *scaler*:
 
-    WAVE   bank: templates (N, w1, w2)         scaler (N, a, b) of every matrix     size of a bank: [N, w1, w2]
-    FINE   bank: u (m1, r), v (m2, r)          sigma (r,) of every layer            size of a bank: [r]
+    WAVE   bank: templates (N, w1, w2)       scaler (N, a, b) of every matrix   size of a bank: [N, w1, w2]
+    FINE   bank: u (m1, r), v (m2, r)        sigma (r,) of every layer          size of a bank: [r]
+    KIND   bank: u (L, m1, r), v (L, m2, r)  sigma (r,) of every layer          size of a bank: [learngenes, tailors]
 
-The bank is the learngene proper: no depth changes it, and widths change it by cutting or repeating channels at most.
+WAVE's and FINE's banks are shared by all layers of a group, the scaler being a few numbers of the layer's own. Such a
+bank is the learngene proper: no depth changes it, and widths change it by cutting or repeating channels at most. In
+KIND, nothing is shared over layers, of which each has its own slice of the bank (`per_layer`). What is shared there is
+the first components, by all classes; so it is classes that can be left out and added, not layers and channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .functional import fine, wave
-from .tuners.base_config import LearngeneConfig, Mode, check_numbers
+from .classes import ClassTailors, check_class_tailors, num_units
+from .functional import fine, kind, wave
+from .method import Bank, Method, Resize, Shape, Sizes, Start
+from .tuners.base_config import LearngeneConfig, check_integer, check_numbers
 from .tuners.fine import FINEConfig
+from .tuners.kind import KINDConfig
 from .tuners.wave import WAVEConfig
 
 
-Bank = Mapping[str, Tensor]
-Shape = Sequence[int]
-Start = Literal["layers", "fit", "random"]  # of condensing: see `closed_form`
-# (tensor, shape that its last axes shall have, axis of that shape that is summed over) -> tensor
-Resize = Callable[[Tensor, tuple[int, ...], int | None], Tensor]
+class _Shared:
+    """A method of which layers share the banks, and that knows no classes."""
+
+    per_layer = False
+
+    def class_tailors(self, config: Any, num_labels: int | None = None) -> None:
+        return None
+
+    def check_classes(self, value: Any, sizes: Sizes, num_labels: int | None) -> None:
+        if value is not None:
+            raise ValueError(f"class_tailors={value!r} must be null: only KIND has classes.")
 
 
-class Method(Protocol):
-    """What the artefact needs of a method; `shapes` are those of the matrices that one layer brings to a group."""
-
-    name: str
-    bank_tensors: tuple[str, ...]
-    scaler_name: str  # of the scaler in a layer's state dict, after the method's prefix
-    shares_scaler: bool  # whether q, k and v of a layer, rows of one fused matrix, have one scaler
-    best_start: Start
-
-    def config(self, sizes: dict[str, list[int]], targets: list[str], share_qkv: bool, mode: Mode) -> LearngeneConfig:
-        """A config that makes the matrices of these targets from banks of these sizes, by group."""
-
-    def check_size(self, name: str, size: Any) -> None:
-        """Raise a ValueError unless `size`, which came from a file, is the size of a bank."""
-
-    def bank_shapes(self, size: Shape, shapes: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors of a bank."""
-
-    def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
-        """Shape of the scaler of a matrix."""
-
-    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
-        """How many whole layers a bank can hold, and whether these fill it."""
-
-    def start(
-        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Scalers and bank in closed form, of weights (L, m1, m2), one tensor a matrix of the group.
-
-        Args:
-            layers: to be held as a whole, the others starting as the nearest of them; none: the least-squares fit.
-            full: whether these fill the bank.
-
-        Returns:
-            As many scalers (L, ...) as a layer has in the group, and the bank.
-        """
-
-    def random(
-        self, depth: int, size: Shape, shapes: Sequence[Shape], zero: bool, generator: torch.Generator
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """As `start`, at random: where an ancestry has nothing to teach. `zero`: the matrices start at zero."""
-
-    def compose(self, scaler: Tensor, bank: Bank, shape: Shape, offset: int) -> Tensor:
-        """Matrices (..., m1, m2) of a shape, rows from `offset` of the fused matrix; differentiable."""
-
-    def resize_bank(self, bank: Bank, shapes: Sequence[Shape], targets: Sequence[Shape], resize: Resize) -> Bank:
-        """The bank at another width, of which the layers' matrices have the shapes `targets`; differentiable."""
-
-    def resize_scaler(self, scaler: Tensor, bank: Bank, shape: Shape, target: Shape, resize: Resize) -> Tensor:
-        """The scaler at another width; `bank` is that of the width before."""
-
-
-class WAVE:
+class WAVE(_Shared):
     """Templates are the same at every width; the scalers are refitted to them."""
 
     name = "wave"
     bank_tensors: tuple[str, ...] = ("templates",)
     scaler_name = "scaler"
     shares_scaler = False
-    best_start: Start = "layers"
+    starts: tuple[Start, ...] = ("layers", "fit", "random")
+    config_cls = WAVEConfig
 
-    def config(self, sizes: dict[str, list[int]], targets: list[str], share_qkv: bool, mode: Mode) -> WAVEConfig:
-        return WAVEConfig(mode=mode, target_modules=targets, template_pattern=sizes, share_qkv=share_qkv)
+    def config(self, sizes: Sizes, class_tailors: ClassTailors | None, **fields: Any) -> WAVEConfig:
+        return WAVEConfig(template_pattern=sizes, **fields)
 
     def check_size(self, name: str, size: Any) -> None:
         if not isinstance(size, list) or len(size) != 3:
@@ -140,7 +101,7 @@ class WAVE:
         return wave.fit_scaler(resize(dense, tuple(target), 1), bank["templates"])
 
 
-class FINE:
+class FINE(_Shared):
     """sigma is the same at every width; rows of U and V are the channels, and are cut or repeated as W's would be.
 
     R U diag(sigma) (C V)^T = R W C^T: what cutting and repeating do to W, they do to U and V, without loss.
@@ -150,11 +111,12 @@ class FINE:
     bank_tensors: tuple[str, ...] = ("u", "v")
     scaler_name = "sigma"
     shares_scaler = True
-    best_start: Start = "fit"
+    starts: tuple[Start, ...] = ("fit", "layers", "random")
+    config_cls = FINEConfig
 
-    def config(self, sizes: dict[str, list[int]], targets: list[str], share_qkv: bool, mode: Mode) -> FINEConfig:
+    def config(self, sizes: Sizes, class_tailors: ClassTailors | None, **fields: Any) -> FINEConfig:
         ranks = {key: rank for key, (rank,) in sizes.items()}
-        return FINEConfig(mode=mode, target_modules=targets, group_ranks=ranks, share_qkv=share_qkv)
+        return FINEConfig(group_ranks=ranks, **fields)
 
     def check_size(self, name: str, size: Any) -> None:
         if not isinstance(size, list) or len(size) != 1:
@@ -199,7 +161,93 @@ class FINE:
         return scaler
 
 
-METHODS: dict[str, Method] = {method.name: method for method in (WAVE(), FINE())}
+class KIND:
+    """Every layer has its own U, sigma and V, of which a class opens its tailors; here, all of them are open.
+
+    (W of one class is that of sigma times its gate.)
+    """
+
+    name = "kind"
+    bank_tensors: tuple[str, ...] = ("u", "v")
+    scaler_name = "sigma"
+    shares_scaler = True
+    per_layer = True
+    starts: tuple[Start, ...] = ("fit",)
+    config_cls = KINDConfig
+
+    def config(self, sizes: Sizes, class_tailors: ClassTailors | None, **fields: Any) -> KINDConfig:
+        assert class_tailors is not None
+        units: list[list[int]] = [[] for _ in range(num_units(class_tailors))]
+        for index, opened in enumerate(class_tailors):
+            for unit in opened or ():
+                units[unit].append(index)
+        return KINDConfig(
+            num_classes=len(class_tailors),
+            known_classes=[index for index, opened in enumerate(class_tailors) if opened is not None],
+            class_groups=units or None,
+            class_gate=None if units else [[0] for _ in class_tailors],
+            group_sizes=sizes,
+            **fields,
+        )
+
+    def class_tailors(self, config: Any, num_labels: int | None = None) -> ClassTailors:
+        config.resolve_classes(num_labels)
+        matrix, known = config.gate_matrix()
+        rows = zip(matrix[:-1], known[:-1].tolist(), strict=True)  # without the null class
+        result = [row.nonzero().flatten().tolist() if is_known else None for row, is_known in rows]
+        check_class_tailors(result, {}, num_labels)
+        if 0 < num_units(result) < matrix.shape[1]:
+            raise ValueError(
+                f"of the tailors of {matrix.shape[1]} units, those after {num_units(result)} are nobody's."
+            )
+        return result
+
+    def check_classes(self, value: Any, sizes: Sizes, num_labels: int | None) -> None:
+        check_class_tailors(value, sizes, num_labels)
+
+    def check_size(self, name: str, size: Any) -> None:
+        if not isinstance(size, list) or len(size) != 2:
+            raise ValueError(f"{name}={size!r} must be [learngenes, tailors].")
+        for number in size:
+            check_integer(name, number, least=0)
+        check_integer(f"{name}: their number", sum(size))
+
+    def bank_shapes(self, size: Shape, shapes: Sequence[Shape]) -> dict[str, tuple[int, ...]]:
+        return {"u": (sum(m1 for m1, _ in shapes), sum(size)), "v": (shapes[0][1], sum(size))}
+
+    def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
+        return (sum(size),)
+
+    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
+        raise NotImplementedError("`starts` leaves layers out")
+
+    def start(
+        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        fused = torch.cat(list(weights), dim=1)
+        sigma, u, v = kind.factorize(fused, sum(size))
+        for layer in (
+            (~fused.flatten(1).any(1)).nonzero().flatten()
+        ):  # adaLN-Zero: of zero, the SVD knows no directions
+            u[layer], v[layer] = fine.random_factors(fused.shape[1:], sum(size))
+        return [sigma], {"u": u, "v": v}
+
+    def random(
+        self, depth: int, size: Shape, shapes: Sequence[Shape], zero: bool, generator: torch.Generator
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        raise NotImplementedError("`starts` leaves it out")
+
+    def compose(self, scaler: Tensor, bank: Bank, shape: Shape, offset: int) -> Tensor:
+        return (bank["u"][..., offset : offset + shape[0], :] * scaler[..., None, :]) @ bank["v"].mT
+
+    def resize_bank(self, bank: Bank, shapes: Sequence[Shape], targets: Sequence[Shape], resize: Resize) -> Bank:
+        raise NotImplementedError("ArtefactConfig.override refuses other widths")
+
+    def resize_scaler(self, scaler: Tensor, bank: Bank, shape: Shape, target: Shape, resize: Resize) -> Tensor:
+        raise NotImplementedError("ArtefactConfig.override refuses other widths")
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (WAVE(), FINE(), KIND())}
 
 
 def method_of(config: LearngeneConfig) -> Method:
@@ -208,7 +256,8 @@ def method_of(config: LearngeneConfig) -> Method:
     Raises:
         ValueError: of none that makes learngenes.
     """
-    for method, kind in zip(METHODS.values(), (WAVEConfig, FINEConfig), strict=True):
-        if isinstance(config, kind):
+    for method in METHODS.values():
+        if isinstance(config, method.config_cls):
             return method
-    raise ValueError(f"config={config!r} must be a WAVEConfig or a FINEConfig.")
+    kinds = ", ".join(method.config_cls.__name__ for method in METHODS.values())
+    raise ValueError(f"config={config!r} must be one of {kinds}.")

@@ -24,6 +24,8 @@ _NOT_SHAPE = {"architectures", "transformers_version", "dtype", "torch_dtype", "
 _CODE = {"auto_map", "trust_remote_code", "quantization_config", "backbone", "use_pretrained_backbone"}
 _LABELS = {"id2label", "label2id"}  # free text
 
+_LABELLED, _LABEL_COUNT = "DiTTransformer2DModel", "num_embeds_ada_norm"  # (PixArt has the key too, without labels)
+
 _MAX_INTEGER = 2**31
 _MAX_COUNT = 4096  # blocks, experts: each is a Python object
 _COUNT = re.compile(r"(num|n)_(.*_)?(layers?|blocks|experts)|(.*_)?depths?|layers_.*")
@@ -200,6 +202,16 @@ def _check_size(key: str, value: object, old: object) -> None:
         return
     kind = "a positive integer" if type(old) is int or old is None else "left as it is or a list like it"
     raise ValueError(f"{key}={value!r} must be {kind}: it is {old!r} in the learngene, and only sizes can change.")
+
+
+def num_labels(architecture: str, config: dict) -> int | None:
+    """How many classes a model has labels for, without the null class; None if it has no labels."""
+    return config.get(_LABEL_COUNT) if architecture == _LABELLED else None
+
+
+def with_labels(architecture: str, config: dict, count: int) -> dict:
+    """`config` of a model with labels for that many classes; as it is, if it has no labels."""
+    return {**config, _LABEL_COUNT: count} if architecture == _LABELLED else config
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

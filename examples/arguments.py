@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments that the scripts which condense share, in diffusers' words; nothing heavy is imported for --help."""
+"""The arguments that the scripts share, in diffusers' words; nothing heavy is imported for --help."""
 
 import argparse
 import os
@@ -32,13 +32,18 @@ def size(text: str) -> tuple[int, int | None]:
     return layers(depth), positive(heads) if by else None
 
 
-def create_parser(description: str | None, output_dir: str) -> argparse.ArgumentParser:
-    """A parser with everything but what is the method's own; see `add_condensing` for that group."""
+def create_parser(description: str | None, output_dir: str, *, tasks: bool = True) -> argparse.ArgumentParser:
+    """A parser with what scripts have in common: data, a model, how to train and to sample, and the Hub.
+
+    Args:
+        tasks: whether there are several.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--task", choices=["diffusion", "classification"], default="diffusion")
+    if tasks:
+        add("--task", choices=["diffusion", "classification"], default="diffusion")
     add("--preset", choices=["demo", "long"], default="demo", help="long: four times the steps")
     add("--output_dir", default=output_dir)
     add("--seed", type=int, default=0)
@@ -53,25 +58,10 @@ def create_parser(description: str | None, output_dir: str) -> argparse.Argument
     data("--random_flip", action="store_true")
     data("--broken_images", choices=["error", "skip"], default="error")
     data("--dataloader_num_workers", type=int, default=0)
-    model = parser.add_argument_group("ancestry").add_argument
-    model("--pretrained_model_name_or_path", help="a DiTPipeline, or a model, folder or Hub id; default: train one")
-    model("--revision")
-    model("--variant")
-    model("--num_layers", type=layers, default=6, help="of an ancestry that is trained here")
-    model("--num_attention_heads", type=positive, default=4)
-    model("--attention_head_dim", type=positive, default=32)
-    model("--patch_size", type=positive, default=2)
-    model("--ancestry_train_steps", type=positive)
-    model("--ancestry_learning_rate", type=rate, default=2e-3)
-    compare = parser.add_argument_group("descendants").add_argument
-    compare("--descend_sizes", type=size, nargs="+", help="depth or depth x heads: 4 12 16 8x2")
-    compare("--descend_train_steps", type=positive, default=200)
-    compare("--scaler_train_steps", type=int, default=50, help="of them, on the scalers alone")
-    compare("--descend_scaler_learning_rate", type=float, default=1e-3)
-    compare("--finetune_learning_rate", type=rate, default=3e-4, help="of whatever starts from trained weights")
-    compare("--num_samples", type=positive, default=200, help="for the Frechet distance")
-    compare("--num_inference_steps", type=positive, default=10)
-    compare("--guidance_scale", type=float, default=1.5)
+    sample = parser.add_argument_group("samples").add_argument
+    sample("--num_samples", type=positive, default=200, help="for the Frechet distance")
+    sample("--num_inference_steps", type=positive, default=10)
+    sample("--guidance_scale", type=float, default=1.5)
     train = parser.add_argument_group("training").add_argument
     train("--train_batch_size", type=positive, default=32)
     train("--gradient_accumulation_steps", type=positive, default=1)
@@ -97,8 +87,34 @@ def create_parser(description: str | None, output_dir: str) -> argparse.Argument
     return parser
 
 
-def add_condensing(parser: argparse.ArgumentParser, *, elastic_heads: str) -> argparse._ArgumentGroup:
-    """The group of condensing's arguments, to which a script adds those of its method."""
+def add_model(parser: argparse.ArgumentParser, title: str, *, num_layers: int) -> argparse._ArgumentGroup:
+    """The group of arguments of the model that comes first: one that is loaded, or the size of a new one."""
+    group = parser.add_argument_group(title)
+    add = group.add_argument
+    add("--pretrained_model_name_or_path", help="a DiTPipeline, or a model, folder or Hub id; default: train one")
+    add("--revision")
+    add("--variant")
+    add("--num_layers", type=layers, default=num_layers, help="of a model that is trained here")
+    add("--num_attention_heads", type=positive, default=4)
+    add("--attention_head_dim", type=positive, default=32)
+    add("--patch_size", type=positive, default=2)
+    return group
+
+
+def create_condensing_parser(
+    description: str | None, output_dir: str, *, elastic_heads: str
+) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
+    """A parser of a script that condenses for all sizes, and its group "learngene" for what is the method's own."""
+    parser = create_parser(description, output_dir)
+    model = add_model(parser, "ancestry", num_layers=6).add_argument
+    model("--ancestry_train_steps", type=positive)
+    model("--ancestry_learning_rate", type=rate, default=2e-3)
+    compare = parser.add_argument_group("descendants").add_argument
+    compare("--descend_sizes", type=size, nargs="+", help="depth or depth x heads: 4 12 16 8x2")
+    compare("--descend_train_steps", type=positive, default=200)
+    compare("--scaler_train_steps", type=int, default=50, help="of them, on the scalers alone")
+    compare("--descend_scaler_learning_rate", type=float, default=1e-3)
+    compare("--finetune_learning_rate", type=rate, default=3e-4, help="of whatever starts from trained weights")
     group = parser.add_argument_group("learngene")
     add = group.add_argument
     add(
@@ -115,19 +131,25 @@ def add_condensing(parser: argparse.ArgumentParser, *, elastic_heads: str) -> ar
     add("--noise_weight", type=float, default=1.0, help="of the denoising loss beside the distillation")
     add("--alpha", type=float, default=0.5, help="classification: weight of the KL; 1 - alpha: of CE")
     add("--tau", type=rate, default=1.0, help="classification: temperature of the KL")
-    return group
+    return parser, group
 
 
 def parse(parser: argparse.ArgumentParser, input_args: list[str] | None) -> argparse.Namespace:
-    """Parse and check what argparse does not; steps that were not given are filled in."""
+    """Parse, and check what all scripts have and argparse does not check."""
     args = parser.parse_args(input_args)
-    long = 4 if args.preset == "long" else 1
-    args.ancestry_train_steps = args.ancestry_train_steps or 800 * long
-    args.max_train_steps = args.max_train_steps or 1000 * long
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id.")
     if args.hub_token and "wandb" in args.report_to:
         parser.error("--hub_token with --report_to wandb would show your token to wandb: run `hf auth login` instead.")
+    return args
+
+
+def parse_condensing(parser: argparse.ArgumentParser, input_args: list[str] | None) -> argparse.Namespace:
+    """`parse` for a script that condenses; steps that were not given are filled in."""
+    args = parse(parser, input_args)
+    long = 4 if args.preset == "long" else 1
+    args.ancestry_train_steps = args.ancestry_train_steps or 800 * long
+    args.max_train_steps = args.max_train_steps or 1000 * long
     if not 0 <= args.scaler_train_steps <= args.descend_train_steps:
         parser.error(f"--scaler_train_steps {args.scaler_train_steps}: 0 to --descend_train_steps, please.")
     if args.fixed_size and (args.elastic_depths or args.elastic_heads):

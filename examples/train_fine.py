@@ -18,17 +18,17 @@
 
 import argparse
 
-from arguments import add_condensing, create_parser, parse, positive
+from arguments import create_condensing_parser, parse_condensing, positive
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = create_parser(__doc__, "outputs/fine")
-    fine = add_condensing(parser, elastic_heads="none").add_argument
+    parser, group = create_condensing_parser(__doc__, "outputs/fine", elastic_heads="none")
+    fine = group.add_argument
     fine("--rank", type=positive, help="default: the width")
     fine("--start", choices=["layers", "fit", "random"], help="default: layers; with --fixed_size, fit")
     fine("--fit_init", action="store_true", help="fit what training added to the initial weights of --seed")
     fine("--no_ancestry", action="store_true", help="train U, sigma and V on the data alone, from a random start")
-    args = parse(parser, input_args)
+    args = parse_condensing(parser, input_args)
     # Layers that start alike serve all depths alike: .173 at four of them after 1,000 steps, .176 from "fit", which is
     # ahead at the one depth that it fitted (.172).
     args.start = "random" if args.no_ancestry else args.start or ("fit" if args.fixed_size else "layers")
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> dict:
         comparison.run(overrides)
     comparison.ablate_sigma_init(sizes.descendants[-1], args.scaler_learning_rate)
     results = comparison.report()
-    publish(accelerator, learngene, comparison, args)
+    publish(accelerator, learngene, comparison, args, "scaler_learning_rate", "task")
     return results
 
 

@@ -17,15 +17,15 @@
 
 import argparse
 
-from arguments import add_condensing, create_parser, parse, positive
+from arguments import create_condensing_parser, parse_condensing, positive
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = create_parser(__doc__, "outputs/wave")
-    wave = add_condensing(parser, elastic_heads="half the ancestry's").add_argument
+    parser, group = create_condensing_parser(__doc__, "outputs/wave", elastic_heads="half the ancestry's")
+    wave = group.add_argument
     wave("--template_size", type=positive, help="default: half the width, in whole heads of 64")
     wave("--num_templates", type=positive, help="default: two layers' worth of parameters")
-    return parse(parser, input_args)
+    return parse_condensing(parser, input_args)
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> dict:
     for overrides in sizes.descendants:
         comparison.run(overrides)
     results = comparison.report()
-    publish(accelerator, learngene, comparison, args)
+    publish(accelerator, learngene, comparison, args, "scaler_learning_rate", "task")
     return results
 
 

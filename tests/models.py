@@ -2,6 +2,7 @@
 """Tiny models of many architectures, made on the spot: `MODELS[name]()` is one with seeded weights and inputs."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from diffusers_learngene import class_gate
+from diffusers_learngene.tuners.kind import KINDLayer
+
 
 @dataclass
 class Tiny:
@@ -41,13 +45,28 @@ class Tiny:
         return run(self.model, self.inputs)
 
 
+# What `run` tells KIND's tailors the samples are; any class would do, as long as there is one.
+CLASS = 3
+
+
 def run(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """The model's main output as one tensor."""
-    output = model(**inputs)
+    with gate(model, [CLASS] * len(next(iter(inputs.values())))):
+        return output_of(model(**inputs))
+
+
+def output_of(output: Any) -> Tensor:
+    """The main tensor of what a model returns."""
     for name in ("sample", "logits", "last_hidden_state"):
         if hasattr(output, name):
             return getattr(output, name)
     return output if isinstance(output, Tensor) else output[0]
+
+
+def gate(model: Any, classes: list[int]) -> AbstractContextManager[None]:
+    """KIND's gate where the model, which may be any callable, has one."""
+    gated = isinstance(model, nn.Module) and any(isinstance(module, KINDLayer) for module in model.modules())
+    return class_gate(model, classes) if gated else nullcontext()
 
 
 class Block(nn.Module):

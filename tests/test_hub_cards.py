@@ -2,7 +2,6 @@
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from ancestries import each_method
 from diffusers_learngene import cards
 
 
@@ -20,6 +19,14 @@ FULL = {
     "training": {"steps": 2000, "seed": 0, "dataset": "digits"},
     "version": "0.1.0",
     "commit": "0123abc",
+    "num_classes": 30,
+    "known_classes": [1, *range(3, 30)],
+}
+# What is said of the method, and its citation.
+METHODS = {
+    "wave": ("templates of WAVE", "feng2025wave"),
+    "fine": ("U and V of FINE", "xie2026fine"),
+    "kind": ("components of KIND", "xie2025kind"),
 }
 
 
@@ -28,14 +35,13 @@ def render(method="wave", **variables):
     return ModelCard(cards.render(method, data, **variables))
 
 
-@each_method
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("variables", [FULL, {"repo_id": None, "results": None}, {}], ids=["full", "none", "missing"])
 def test_card_is_valid(variables, method):
     card = render(method, **variables)
     assert card.data.library_name == "diffusers-learngene"
     assert card.data.tags == ["learngene", method]
-    assert {"wave": "templates of WAVE", "fine": "U and V of FINE"}[method] in card.text
-    assert {"wave": "feng2025wave", "fine": "xie2026fine"}[method] in card.text
+    assert all(words in card.text for words in METHODS[method])
     assert card.data.license == "cc-by-nc-4.0"
     assert not any(mark in card.content for mark in ("{{", "}}", "{%", "%}", "None,", "Undefined", "\n\n\n"))
     assert all(line == line.rstrip() for line in card.content.splitlines())
@@ -59,3 +65,11 @@ def test_full_card():
 def test_keys_follow_the_architecture():
     assert "descend(num_hidden_layers=6)" in render(base_config={"num_hidden_layers": 12}).text
     assert "descend(num_layers=6)" in render().text
+
+
+def test_card_of_kind():
+    text = render("kind", **FULL).text
+    assert "for any of its classes are built" in text and "num_layers=6)" not in text
+    assert "descend(classes=[1, 3])" in text and "descend(classes=[1])" in text
+    assert "28 of 30: 1, 3, 4" in text and ", 21, ...." in text and "class of classifier-free guidance, 30," in text
+    assert "Sizes it was condensed for" not in text and "Quality falls with the distance" not in text

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ancestries import ancestry, learngene, lossless, width
-from diffusers_learngene import Learngene, LearngeneError, artefact
+from diffusers_learngene import KINDConfig, Learngene, LearngeneError, artefact
 from models import run
 
 
@@ -335,7 +335,7 @@ def deeply(levels):
         ("format_version", True, "format_version=True"),
         ("format_version", "1", "format_version='1'"),
         ("format_version", None, "format_version=None"),
-        ("method", "hydra", r"method='hydra' is none of \('wave', 'fine'\): update"),
+        ("method", "hydra", r"method='hydra' is none of .('wave', 'fine', 'kind').: update"),
         ("method", "fine", "must be .rank"),
         ("method", ["wave"], "method=.'wave'. is none of"),
         ("init_seed", -1, "init_seed=-1 must be a whole number"),
@@ -348,6 +348,9 @@ def deeply(levels):
         ("architecture", "PixArtTransformer2DModel", "."),
         ("architecture", 3, "architecture=3 must be a str"),
         ("extra", 1, "has {'extra'}"),
+        ("class_tailors", [[0]] * 10, "class_tailors=.* must be null: only KIND has classes"),
+        ("class_tailors", [], "must be null"),
+        ("class_tailors", False, "must be null"),
         ("ancestry", 5, "ancestry=5 must be a Hub id"),
         ("ancestry", "/etc/passwd", "ancestry='/etc/passwd'"),
         ("ancestry", "a/b\n---\nevil: 1", "ancestry"),
@@ -449,6 +452,128 @@ def test_descriptions_of_fine_that_lie(tmp_path, size, message):
     rewrite(tmp_path, fine, description=description)
     with pytest.raises(LearngeneError, match=message):
         load(tmp_path)
+
+
+QKV = f"{DIT}.attn1.to_q+to_k+to_v"
+
+
+@pytest.fixture(scope="module")
+def kind():
+    """Classes with one unit, two units, none, and unknown ones; of 3 units, two tailors each."""
+    gate = [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0], *([[0, 0, 0]] * 6)]
+    sizes = {key: [6, 6] for key in Learngene.condense(ancestry("dit").model).config.bank_sizes}
+    config = KINDConfig(class_gate=gate, known_classes=[0, 1, 2, 3, 9], group_sizes=sizes)
+    made = Learngene.condense(ancestry("dit").model, config)
+    assert made.config.class_tailors == [[0], [1, 2], [], [1], *([None] * 5), []]
+    return made
+
+
+def test_round_trip_of_kind(kind, tmp_path):
+    kind.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert_same(kind, loaded)
+    inputs = ancestry("dit").inputs | {"class_labels": torch.tensor([1, 10])}
+    for arguments in ({}, {"classes": [1, 2]}, {"num_new_classes": 2}):
+        models = [one.descend(**arguments).eval() for one in (kind, loaded)]
+        assert torch.equal(*(model(**inputs).sample for model in models))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.tags == ["learngene", "kind", "safetensors"] and "5 of 10: 0, 1, 2, 3, 9." in card.text
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LearngeneError, match="download or copy it again"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_tailors": None}, "class_tailors=None must be a list with an entry for every class"),
+        ({"class_tailors": []}, "class_tailors=.. must be a list"),
+        ({"class_tailors": {}}, "class_tailors={} must be a list"),
+        ({"class_tailors": "abc"}, "class_tailors='abc' must be a list"),
+        ({"class_tailors": 10}, "class_tailors=10 must be a list"),
+        ({"class_tailors": [[0], [1, 2]]}, "has 2 classes, but the model has labels for 10"),
+        ({"class_tailors": [[0]] * 100_000}, "has 100000 classes, but the model has labels for 10"),
+        ({3: 1}, r"class_tailors\[3\]=1 must be null, or ascending numbers"),
+        ({3: "1"}, r"class_tailors\[3\]='1'"),
+        ({3: {"1": 1}}, r"class_tailors\[3\]={'1': 1}"),
+        ({3: [True]}, r"class_tailors\[3\]=.True."),
+        ({3: [1.0]}, r"class_tailors\[3\]=.1.0."),
+        ({3: ["1"]}, r"class_tailors\[3\]=.'1'."),
+        ({3: [None]}, r"class_tailors\[3\]=.None."),
+        ({3: [-1]}, r"class_tailors\[3\]=.-1."),
+        ({3: [1, 1]}, r"class_tailors\[3\]=.1, 1."),
+        ({3: [2, 1]}, r"class_tailors\[3\]=.2, 1."),
+        ({3: [4]}, "has units up to 4, but some of them belong to no class"),
+        ({3: [10**12]}, "has units up to 1000000000000, but some of them belong to no class"),
+        ({3: [3]}, "the 6 tailors of .* cannot fall into the 4 units"),
+        ({0: None}, "has units up to 2, but some of them belong to no class"),
+        ({"class_tailors": [None] * 10}, "the 6 tailors of .* cannot fall into the 0 units"),
+        ({QKV: [6, 7]}, "the 7 tailors of .* cannot fall into the 3 units"),
+        ({QKV: [6, 3]}, "has the shape"),
+        ({QKV: [10**9, 6]}, "has the shape"),
+        ({QKV: [2**31, 6]}, "must be a whole number"),
+        ({QKV: [6, 2**40]}, "must be a whole number"),
+        ({QKV: [2**31 - 1, 6]}, "their number=.* must be a whole number"),
+        ({QKV: [0, 0]}, "their number=0 must be a whole number"),
+        ({QKV: [-6, 18]}, "must be a whole number"),
+        ({QKV: [6.0, 6]}, "must be a whole number"),
+        ({QKV: [True, 6]}, "must be a whole number"),
+        ({QKV: ["6", 6]}, "must be a whole number"),
+        ({QKV: [12]}, r"must be \[learngenes, tailors\]"),
+        ({QKV: [6, 3, 3]}, r"must be \[learngenes, tailors\]"),
+        ({QKV: 12}, r"must be \[learngenes, tailors\]"),
+        ({QKV: None}, r"must be \[learngenes, tailors\]"),
+        ({"method": "fine"}, r"must be \[rank\]"),
+        ({"method": "wave"}, r"must be \[templates, height, width\]"),
+        ({"widths": [{}, {"num_attention_heads": 1}]}, "widths=.* sizes"),
+        ({"condensed_for": [{"num_layers": 5}]}, "would change the size, but layers share nothing in KIND"),
+        ({"num_embeds_ada_norm": 11}, "class_tailors has 10 classes, but the model has labels for 11"),
+        ({"num_embeds_ada_norm": "10"}, "class_tailors has 10 classes, but the model has labels for 10"),
+        ({"num_layers": 4}, "has the shape"),
+    ],
+)  # fmt: skip
+def test_descriptions_of_kind_that_lie(kind, tmp_path, change, message):
+    description = copy.deepcopy(asdict(kind.config))
+    for key, value in change.items():
+        places = [description["bank_sizes"], description["base_config"], description]
+        place = description["class_tailors"] if type(key) is int else next(p for p in places if key in p)
+        place[key] = value
+    rewrite(tmp_path, kind, description=description)
+    start = time.process_time()
+    with pytest.raises(LearngeneError, match=message):
+        load(tmp_path)
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.pop(f"v.{QKV}"), r"lacks the tensors \['v\."),
+        (lambda t: t.update({f"u.{QKV}": t[f"u.{QKV}"][:2]}), "'u.*' has the shape .2, 48, 12., but .* .3, 48, 12."),
+        (lambda t: t.update({f"u.{QKV}": t[f"u.{QKV}"][0]}), "'u.*' has the shape"),
+        (lambda t: t.update({f"u.{QKV}": t[f"u.{QKV}"][..., :6]}), "'u.*' has the shape"),
+        (lambda t: t[f"v.{QKV}"].fill_(float("inf")), "'v.*' of .* holds NaN or infinity"),
+    ],
+)
+def test_tensors_of_kind_that_do_not_fit(kind, tmp_path, spoil, message):
+    tensors = {key: value.clone() for key, value in kind.tensors.items()}
+    spoil(tensors)
+    rewrite(tmp_path, kind, tensors=tensors)
+    with pytest.raises(LearngeneError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_fuzzed_descriptions_of_kind(kind, tmp_path, seed):
+    source = random.Random(seed)
+    description = copy.deepcopy(asdict(kind.config))
+    if seed % 3:
+        description["class_tailors"] = mutate(description["class_tailors"], source)
+    else:
+        description = mutate(description, source)
+    rewrite(tmp_path, kind, description=description)
+    assert_loads_or_is_refused(tmp_path, kind)
 
 
 @pytest.mark.parametrize("name", ["architecture", "base_config", "bank_sizes", "widths", "ancestry", "method"])

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ancestries import ancestry, learngene
-from diffusers_learngene import Learngene, LearngeneError
+from diffusers_learngene import KINDConfig, Learngene, LearngeneError
 
 
 FILES = {"model.safetensors", "config.json", "README.md"}
@@ -31,6 +31,18 @@ def test_push_and_fetch(hub):
     assert_same(one, Learngene.from_pretrained("me/wave-dit"))
     card = ModelCard(hub.files("me/wave-dit")["README.md"].decode())
     assert 'Learngene.from_pretrained("me/wave-dit"' in card.text and "# wave-dit\n" in card.text
+
+
+def test_push_and_fetch_kind(hub):
+    """With classes that a descendant was taught."""
+    one = Learngene.condense(ancestry("dit").model, KINDConfig(num_learngene=4, tailors_per_class=1))
+    wider = one.absorb(one.descend(classes=[2, 5], num_new_classes=1))
+    wider.push_to_hub("me/kind-dit")
+    assert set(hub.files("me/kind-dit")) - {".gitattributes"} == FILES
+    loaded = Learngene.from_pretrained("me/kind-dit")
+    assert_same(wider, loaded)
+    text = ModelCard(hub.files("me/kind-dit")["README.md"].decode()).text
+    assert "3 of 11: 2, 5, 10." in text and "descend(classes=[2, 5])" in text and "num_layers=6" not in text
 
 
 def test_revisions(hub):

@@ -69,14 +69,14 @@ def flops(tokens: int, rank: int, shape: Sequence[int]) -> tuple[int, int]:
 
 def random_factors(shape: Sequence[int], rank: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Factors u (m1, r) and v (m2, r) for a matrix of `shape` (m1, m2), with columns of norm 1 on average."""
-    _check_rank(rank)
+    check_rank(rank)
     u, v = (torch.randn(side, rank, generator=generator) / math.sqrt(side) for side in shape)
     return u, v
 
 
 def sigma_std(shape: Sequence[int], rank: int) -> float:
     """Standard deviation of sigma with which `random_factors` give Xavier's variance 2 / (m1 + m2)."""
-    _check_rank(rank)
+    check_rank(rank)
     m1, m2 = shape
     return math.sqrt(2 * m1 * m2 / ((m1 + m2) * rank))
 
@@ -102,8 +102,8 @@ def factorize(weights: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: no components, or more than all layers have.
     """
-    _check_rank(rank, weights.shape)
-    weights = _at_least_float32(weights)
+    check_rank(rank, weights.shape)
+    weights = at_least_float32(weights)
     basis = torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
     owner, values, u, v = _largest(weights, rank)
     gram = weights.flatten(1) @ weights.flatten(1).T
@@ -121,7 +121,7 @@ def _largest(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     owner, values = torch.empty(0, dtype=torch.long, device=matrices.device), matrices.new_empty(0)
     u, v = matrices.new_empty(matrices.shape[1], 0), matrices.new_empty(matrices.shape[2], 0)
     for index, matrix in enumerate(matrices):
-        left, singular, right = _svd(matrix)
+        left, singular, right = svd(matrix)
         values, order = torch.cat([values, singular]).sort(descending=True, stable=True)
         order, values = order[:rank], values[:rank]
         owner = torch.cat([owner, owner.new_full(singular.shape, index)])[order]
@@ -129,15 +129,16 @@ def _largest(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     return owner, values, u, v
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The reduced SVD, of a wide matrix by its transpose, which LAPACK is about three times faster at."""
-    if matrix.shape[0] >= matrix.shape[1]:
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The reduced SVD of (..., m1, m2), of wide matrices by the transpose, which LAPACK is three times faster at."""
+    if matrix.shape[-2] >= matrix.shape[-1]:
         return torch.linalg.svd(matrix, full_matrices=False)
-    right, singular, left = torch.linalg.svd(matrix.T, full_matrices=False)
-    return left.T, singular, right.T
+    right, singular, left = torch.linalg.svd(matrix.mT, full_matrices=False)
+    return left.mT, singular, right.mT
 
 
-def _at_least_float32(weights: Tensor) -> Tensor:
+def at_least_float32(weights: Tensor) -> Tensor:
+    """Weights in the precision that decompositions need, without their graph."""
     return weights.detach().to(torch.promote_types(weights.dtype, torch.float32))
 
 
@@ -158,16 +159,16 @@ def hold_layers(weights: Tensor, chosen: Sequence[int], rank: int) -> tuple[Tens
     Raises:
         ValueError: fewer components than chosen layers, or more than all layers have.
     """
-    _check_rank(rank, weights.shape)
+    check_rank(rank, weights.shape)
     if rank < len(chosen):
         raise ValueError(f"rank={rank} is too low to hold the {len(chosen)} layers {list(chosen)}.")
-    weights = _at_least_float32(weights)
+    weights = at_least_float32(weights)
     depth, m1, m2 = weights.shape
     sigma, u, v = weights.new_zeros(depth, rank), weights.new_zeros(m1, rank), weights.new_zeros(m2, rank)
     near, start = [nearest(chosen, layer) for layer in range(depth)], 0
     for i, layer in enumerate(chosen):
         share = min(rank * (i + 1) // len(chosen) - rank * i // len(chosen), m1, m2)
-        left, values, right = _svd(weights[layer])
+        left, values, right = svd(weights[layer])
         part = slice(start, start := start + share)
         u[:, part], v[:, part] = left[:, :share], right[:share].T
         sigma[[n == layer for n in near], part] = values[:share]
@@ -196,7 +197,7 @@ def to_lora(sigma: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return sigma[:, None] * v.T, u
 
 
-def _check_rank(rank: int, shape: Sequence[int] = ()) -> None:
+def check_rank(rank: int, shape: Sequence[int] = ()) -> None:
     """Raise a ValueError unless a rank is positive and no more than weights of `shape` (L, m1, m2) have components."""
     most = shape[0] * min(shape[1:]) if shape else rank
     if rank < 1 or rank > most:

@@ -10,7 +10,10 @@ diffusion   noise, loss, validation and sampling of class-conditional diffusion 
 plots       grids of samples and curves
 tasks       what a script trains for: diffusion_task, classification_task
 condensing  one learngene distilled for all sizes
+class_split base and novel classes, and groups of them
 steps       sizes, an ancestry, a comparison and the card: the steps of a script that condenses
-comparison  descendants beside other starts; report: numbers with what it takes to repeat them
+trials      models trained alike: their table, curves and samples; report: numbers with what it takes to repeat them
+comparison  descendants beside other starts
+adaptation  ways to teach new classes beside each other; ways: PEFT's adapters, label rows, FLOPs
 arguments   from a script's arguments to all of these
 """

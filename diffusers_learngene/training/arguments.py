@@ -2,18 +2,22 @@
 """From the arguments that the scripts share, in diffusers' words, to what they stand for."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers import DiTTransformer2DModel
 
+from .class_split import read_class_groups, select_classes, split_classes
 from .classification_task import ClassificationTask, load_classifier
-from .data import load_image_classes
+from .data import ImageClasses, load_image_classes
 from .diffusion_task import DiffusionTask, load_dit
 from .loop import TrainingOptions
 from .tasks import Task
+from .ways import with_classes
 
 
-__all__ = ["load_task", "training_options"]
+__all__ = ["load_class_tasks", "load_task", "training_options"]
 
 
 def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
@@ -23,40 +27,99 @@ def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
         ValueError: no such images or model, or a model that cannot take the images or their classes.
     """
     with accelerator.main_process_first():  # it downloads and encodes; the others read what it wrote
-        data = load_image_classes(
-            args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            train_data_dir=args.train_data_dir,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            resolution=args.resolution,
-            center_crop=args.center_crop,
-            random_flip=args.random_flip,
-            seed=args.seed,
-            broken_images=args.broken_images,
-        )
-        name, where = args.pretrained_model_name_or_path, {"revision": args.revision, "variant": args.variant}
+        data = _load_images(args)
         task: DiffusionTask | ClassificationTask
         if args.task == "diffusion":
-            model, vae = load_dit(name, **where) if name else (None, None)
-            task = DiffusionTask(
-                data,
-                vae=vae,
-                latents_dir=f"{args.output_dir}/latents",
-                noise_weight=args.noise_weight,
-                num_inference_steps=args.num_inference_steps,
-                guidance_scale=args.guidance_scale,
-                seed=args.seed,
-                device=accelerator.device,
-            )
+            model, vae = _load_dit(args)
+            task = _diffusion_task(args, accelerator, data, vae, noise_weight=args.noise_weight)
         else:
-            model = load_classifier(name, **where) if name else None
+            name = args.pretrained_model_name_or_path
+            model = load_classifier(name, revision=args.revision, variant=args.variant) if name else None
             task = ClassificationTask(data, alpha=args.alpha, tau=args.tau)
         if model is None:
-            sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size")
-            model = task.new_model(seed=args.seed, **{key: getattr(args, key) for key in sizes})
+            model = _new_model(args, task)
     task.check_model(model)
     return task, model
+
+
+def load_class_tasks(
+    args: Namespace, accelerator: Accelerator
+) -> tuple[DiffusionTask, DiffusionTask, DiTTransformer2DModel, list[list[int]] | None]:
+    """The tasks of the base and of the novel classes that `args` name, a model of the base classes, and their groups.
+
+    Labels count the base classes, then the novel ones. A loaded model's labels are taken to be those of the data; of
+    its label rows, those of the base classes and of the null class are kept.
+
+    Raises:
+        ValueError: as `load_task`; and classes that `split_classes` or `read_class_groups` refuse.
+    """
+    with accelerator.main_process_first():
+        data = _load_images(args)
+        split = split_classes(
+            data, args.base_classes, args.novel_classes, images_per_novel_class=args.images_per_novel_class
+        )
+        names = split.novel.class_names
+        groups = read_class_groups(args.class_groups, names[: split.num_base]) if args.class_groups else None
+        model, vae = _load_dit(args)
+        old = split.classes[: split.num_base]
+        if model is not None and max(old) >= (known := model.config.num_embeds_ada_norm):
+            raise ValueError(
+                f"the base classes are numbers up to {max(old)} in the data, but the model knows {known}."
+            )
+        base = _diffusion_task(args, accelerator, split.base, vae, part="base")
+        novel = _diffusion_task(
+            args,
+            accelerator,
+            split.novel,
+            vae,
+            part="novel",
+            labels=range(split.num_base, len(names)),
+            feature_data=select_classes(data, split.classes),
+        )
+        model = _new_model(args, base) if model is None else with_classes(model, old)
+    base.check_model(model)
+    return base, novel, model, groups
+
+
+def _load_images(args: Namespace) -> ImageClasses:
+    return load_image_classes(
+        args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        train_data_dir=args.train_data_dir,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        resolution=args.resolution,
+        center_crop=args.center_crop,
+        random_flip=args.random_flip,
+        seed=args.seed,
+        broken_images=args.broken_images,
+    )
+
+
+def _load_dit(args: Namespace) -> tuple[Any, Any]:
+    """The DiT that `args` name, and its VAE; None of either if they name none."""
+    name = args.pretrained_model_name_or_path
+    return load_dit(name, revision=args.revision, variant=args.variant) if name else (None, None)
+
+
+def _diffusion_task(
+    args: Namespace, accelerator: Accelerator, data: ImageClasses, vae: Any, part: str = "", **options: Any
+) -> DiffusionTask:
+    return DiffusionTask(
+        data,
+        vae=vae,
+        latents_dir=str(Path(args.output_dir, "latents", part)),
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        device=accelerator.device,
+        **options,
+    )
+
+
+def _new_model(args: Namespace, task: DiffusionTask | ClassificationTask) -> Any:
+    sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size")
+    return task.new_model(seed=args.seed, **{key: getattr(args, key) for key in sizes})
 
 
 def training_options(args: Namespace) -> TrainingOptions:

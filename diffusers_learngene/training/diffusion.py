@@ -6,7 +6,7 @@ Images are (N, C, H, W) tensors, pixels in [-1, 1] or scaled latents alike; the 
 the null class of classifier-free guidance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,13 +125,20 @@ class ValidationBank:
         return len(self.labels)
 
     @torch.no_grad()
-    def loss(self, model: Model, batch_size: int = 512) -> float:
-        """The mean squared error of the noise that `model`, in the mode it is in, predicts with the true labels."""
+    def loss(self, model: Model, batch_size: int = 512, labels: Sequence[int] | None = None) -> float:
+        """The mean squared error of the noise that `model`, in the mode it is in, predicts with the true labels.
+
+        Args:
+            labels: of images of these classes only.
+        """
+        chosen = torch.arange(len(self), device=self.labels.device)
+        if labels is not None:
+            chosen = chosen[torch.isin(self.labels, torch.tensor(labels, device=self.labels.device))]
         total = 0.0
-        for rows in torch.arange(len(self), device=self.labels.device).split(batch_size):
+        for rows in chosen.split(batch_size):
             predicted = predict_noise(model, self.noisy[rows], self.timesteps[rows], self.labels[rows])
             total += F.mse_loss(predicted.float(), self.noise[rows].float()).item() * len(rows)
-        return total / len(self)
+        return total / len(chosen)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion task: a class-conditional DiT on images by class, in pixels or in the latents of a VAE."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class DiffusionTask:
             target of the two; the noise itself lets a student become better than a teacher that was trained briefly.
         num_inference_steps, guidance_scale: of the samples.
         seed: of the validation noise and of the samples.
+        labels: of the classes that it is about, if the data know more; their names are `class_names`.
+        feature_data: images by class that the features of the Frechet distance are fitted on; default: `data`.
     """
 
     def __init__(
@@ -91,13 +94,17 @@ class DiffusionTask:
         guidance_scale: float = 1.5,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        labels: Sequence[int] | None = None,
+        feature_data: ImageClasses | None = None,
     ) -> None:
         if not noise_weight >= 0:
             raise ValueError(f"noise_weight={noise_weight} must be at least 0.")
         self.data, self.vae, self.seed, self.device = data, vae, seed, device
         self.label_dropout, self.noise_weight = label_dropout, noise_weight
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.class_names = data.class_names
+        self.labels = list(range(len(data.class_names)) if labels is None else labels)
+        self.class_names = [data.class_names[label] for label in self.labels]
+        self.feature_data = feature_data or data
         self.num_classes = len(data.class_names)
         self.scheduler = noise_scheduler(latents=vae is not None)
         self.train_data: Dataset[Any] = data.train
@@ -175,7 +182,7 @@ class DiffusionTask:
         """Images (count, C, H, W) in [-1, 1] of the classes in turn; the same first noise for every model."""
         model.to(self.device).eval()
         generator = seeded_generator(self.seed, 1 << 21)
-        labels = torch.arange(count, device=self.device) % len(self.data.class_names)
+        labels = self.sample_labels(count)
         images = sample(
             model,
             labels,
@@ -190,19 +197,27 @@ class DiffusionTask:
         images = images.mean(1, keepdim=True) if self.data.channels == 1 else images  # a VAE decodes gray to colour
         return images.clamp(-1, 1).cpu()
 
+    def sample_labels(self, count: int) -> Tensor:
+        """Labels (count,) of samples: the classes in turn."""
+        return torch.tensor(self.labels, device=self.device)[torch.arange(count) % len(self.labels)]
+
     def real_samples(self, count: int) -> Tensor:
         """Validation images, classes in turn; a class that runs out starts again."""
         images, labels = _stack(self.data.validation, MAX_REAL)
-        by_class = [torch.nonzero(labels == label).flatten() for label in range(len(self.class_names))]
+        by_class = [torch.nonzero(labels == label).flatten() for label in self.labels]
         by_class = [index for index in by_class if len(index)]
         rows = [
             by_class[i % len(by_class)][i // len(by_class) % len(by_class[i % len(by_class)])] for i in range(count)
         ]
         return images[torch.stack(rows)]
 
+    def training_images(self) -> Tensor:
+        """The images that it is trained on, (n, C, H, W) in [-1, 1]."""
+        return _stack(self.data.train, MAX_REAL)[0]
+
     @cached_property
     def _features(self) -> Any:
-        images, labels = _stack(self.data.train, MAX_REAL)
+        images, labels = _stack(self.feature_data.train, MAX_REAL)
         return classifier_features(images, labels, seed=self.seed)
 
     def frechet_distance(self, images: Tensor) -> float:

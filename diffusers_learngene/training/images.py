@@ -93,6 +93,10 @@ class WithMirrorImages(Dataset[dict[str, Any]]):
     def __init__(self, images: Dataset[dict[str, Any]]) -> None:
         self.images = images
 
+    @property
+    def labels(self) -> np.ndarray:
+        return np.tile(self.images.labels, 2)  # type: ignore[attr-defined]
+
     def __len__(self) -> int:
         return 2 * len(self.images)  # type: ignore[arg-type]
 

@@ -8,13 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 
-__all__ = ["format_cell", "format_table", "provenance", "write_json"]
+__all__ = ["format_cell", "format_table", "mean_curves", "mean_rows", "provenance", "write_json"]
 
 
 def provenance() -> dict[str, Any]:
@@ -80,3 +80,30 @@ def format_cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Tables of several runs as one: of numbers after a point the mean and half their range, as a text."""
+    return [{key: _mean([row[key] for row in same]) for key in same[0]} for same in zip(*runs, strict=True)]
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if not all(isinstance(value, float) for value in values) or len(set(values)) == 1:
+        return values[0]
+    return f"{sum(values) / len(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+
+
+def mean_curves(
+    runs: Sequence[Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]],
+) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Curves of several runs, by panel and series, as one: the means."""
+    return {
+        title: {
+            name: [
+                (points[0][0], sum(y for _, y in points) / len(points))
+                for points in zip(*(run[title][name] for run in runs), strict=True)
+            ]
+            for name in series
+        }
+        for title, series in runs[0].items()
+    }

@@ -18,6 +18,7 @@ from .comparison import Comparison
 from .loop import train
 from .tasks import Task
 from .tracking import create_accelerator
+from .trials import Trials
 
 
 __all__ = ["Sizes", "compare", "plan_sizes", "publish", "start_run", "train_ancestry"]
@@ -127,11 +128,15 @@ def compare(
     )
 
 
-def publish(accelerator: Accelerator, learngene: Learngene, comparison: Comparison, args: Namespace) -> None:
-    """Save the learngene with its numbers and pictures in the card, and push it if `args` say so."""
+def publish(accelerator: Accelerator, learngene: Learngene, trials: Trials, args: Namespace, *more_keys: str) -> None:
+    """Save the learngene with its numbers and pictures in the card, and push it if `args` say so.
+
+    Args:
+        more_keys: names of arguments that the card is to show, too.
+    """
     own = "own images" if args.dataset_name or args.train_data_dir else "scikit-learn's digits"
-    keys = ("task", "max_train_steps", "learning_rate", "scaler_learning_rate", "seed")
-    learngene.card = comparison.card(repo_id=args.hub_model_id) | {
+    keys = ("max_train_steps", "learning_rate", *more_keys, "seed")
+    learngene.card = trials.card(repo_id=args.hub_model_id) | {
         "training": {"data": hub_id(args.dataset_name) or own, **{key: getattr(args, key) for key in keys}}
     }
     if accelerator.is_main_process:

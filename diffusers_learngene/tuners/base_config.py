@@ -25,7 +25,7 @@ MAX_NUMBERS = 2**31
 
 @dataclass
 class LearngeneConfig(PeftConfig):
-    """Fields of every learngene method; `WAVEConfig` and `FINEConfig` document the whole.
+    """Fields of every learngene method; `WAVEConfig`, `FINEConfig` and `KINDConfig` document the whole.
 
     Args:
         target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
@@ -99,6 +99,9 @@ class LearngeneConfig(PeftConfig):
             raise ValueError(f"{self.pattern_name} names the groups {sorted(unknown)}, but this model has {keys}.")
         for group in groups:
             self.size_of(group)
+
+    def check_addable(self, other: "LearngeneConfig") -> None:
+        """Raise a ValueError if adapters of this config and another, of one method and mode, have no sum."""
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON has them; sets are sorted, so that equal configs make equal files."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """1x1 convolutions (the FFN of Sana): the same matrix over channels, in another layout."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .base_layer import LearngeneLayer
@@ -15,7 +16,15 @@ class PointwiseConv(LearngeneLayer):
         return plain and super()._product_is_cheaper(adapter, tokens)
 
     def _product(self, adapter: str, x: Tensor) -> Tensor:
-        return super()._product(adapter, x.movedim(-3, -1)).movedim(-1, -3)
+        return super()._product(adapter, self._read(x).movedim(-3, -1)).movedim(-1, -3)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """The places of x that the kernel reads, in their order."""
+        base = self.get_base_layer()
+        if any(base._reversed_padding_repeated_twice):
+            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+            x = F.pad(x, base._reversed_padding_repeated_twice, mode=mode)
+        return x[..., :: base.stride[0], :: base.stride[1]]
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.get_base_layer()._conv_forward(x, weight[:, :, None, None], bias)

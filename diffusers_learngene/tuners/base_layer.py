@@ -37,14 +37,18 @@ class LearngeneLayer(SharingLayer):
 
     def _product(self, adapter: str, x: Tensor) -> Tensor:
         """x f(bank, scaler)^T, (..., in) -> (..., out), times the adapter's scale, without building f(...)."""
-        return self.bank(adapter)(self._scaled(adapter), self.shape, self.offsets[adapter], x).to(x.device)
+        return self.bank(adapter)(self._scaled(adapter, x), self.shape, self.offsets[adapter], x).to(x.device)
 
     def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
         """Whether `_product` takes less than building the weight and multiplying `tokens` rows with it."""
         return self.bank(adapter).product_is_cheaper(tokens, self.shape)
 
-    def _scaled(self, adapter: str) -> Tensor:
-        """The scaler times the adapter's scale: f is linear in it."""
+    def _factored(self, adapter: str, x: Tensor) -> bool:
+        """Whether to compute x f(bank, scaler)^T by `_product`."""
+        return self._product_is_cheaper(adapter, x.numel() // self.in_features)
+
+    def _scaled(self, adapter: str, x: Tensor | None = None) -> Tensor:
+        """The scaler, for the input of `_product` or for a weight, times the adapter's scale: f is linear in it."""
         scaler, scale = self.scaler(adapter)(), self.scaling[adapter]
         return scaler if scale == 1.0 else scaler * scale
 
@@ -163,17 +167,17 @@ class LearngeneLayer(SharingLayer):
         return result.to(dtype)
 
     def _delta(self, adapter: str, x: Tensor) -> Tensor:
-        if self._product_is_cheaper(adapter, x.numel() // self.in_features):
+        if self._factored(adapter, x):
             return self._product(adapter, self._cast_input_dtype(x, self._adapter_dtype(adapter)))
         return self._linear(x, self._weight(adapter).to(x.dtype), None)
 
     def _generate(self, adapter: str, x: Tensor) -> Tensor:
         # x has the dtype that the base layer computes in, be it its own, FSDP's or that of a hook on it.
         dtype = x.dtype
-        if not self._product_is_cheaper(adapter, x.numel() // self.in_features):
+        if not self._factored(adapter, x):
             return self._linear(x, self._weight(adapter).to(dtype), self._base_bias())
         result = self._product(adapter, self._cast_input_dtype(x, self._adapter_dtype(adapter)))
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # on the meta device, asking is an error
             dtype = torch.get_autocast_dtype(x.device.type)
         bias = self._bias()
         return (result if bias is None else result + bias).to(dtype)

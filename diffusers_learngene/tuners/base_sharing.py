@@ -8,6 +8,7 @@ group (that matrix in all layers).
             bank       scaler
     WAVE    group      matrix
     FINE    group      layer
+    KIND    layer      layer
 
 The first layer that uses a part registers it as a module, so that it is counted, saved and moved once; the others
 refer to that module (not to its tensors, which loading and casting replace) through a plain dict, which state dicts do
@@ -69,8 +70,13 @@ class Bank(nn.Module):
         """Whether x W^T takes less without W than building W and multiplying `tokens` rows with it."""
         raise NotImplementedError
 
-    def pattern(self, components: int) -> Any:
-        """What a config's pattern says for a bank like this one with so many components."""
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """How many components there are of every kind, in their order; of one kind unless a method says otherwise."""
+        return (next(self.parameters()).shape[self.component_axis],)
+
+    def pattern(self, *parts: int) -> Any:
+        """What a config's pattern says for a bank like this one with so many components of every kind."""
         raise NotImplementedError
 
     def placed(self, rows: Sequence[tuple[int, int, int]], total: int) -> dict[str, Tensor]:

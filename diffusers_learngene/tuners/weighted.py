@@ -4,8 +4,8 @@
     sum_i  weight_i f(bank, scaler_i)    =  f(bank, sum_i  weight_i scaler_i)                     one bank
     sum_i  weight_i f(bank_i, scaler_i)  =  f([bank_1 bank_2 ...], [weight_1 scaler_1, ...])      several
 
-Components stand side by side where banks differ, and are counted once where they are the same. An adapter that a layer
-lacks has zeros there.
+Components stand side by side where banks differ (each kind with its own: KIND's learngenes before its tailors), and
+are counted once where they are the same. An adapter that a layer lacks has zeros there.
 """
 
 import math
@@ -34,10 +34,10 @@ class _Source:
 
 @dataclass
 class _Block:
-    """Components that stand side by side, and the sources that have just these."""
+    """Components that stand side by side, how many of every kind, and the sources that have just these."""
 
     tensors: dict[str, Tensor]
-    components: int
+    parts: tuple[int, ...]
     sources: list[_Source]
 
 
@@ -85,6 +85,7 @@ class WeightedSum:
             kinds = [f'{type(config).__name__}(mode="{config.mode}")' for config in configs]
             raise ValueError(f"Only adapters of one method and mode add up, but {self.adapters} are {kinds}.")
         for name, config in zip(self.adapters, configs, strict=True):
+            configs[0].check_addable(config)
             if config.bias != "none" or config.modules_to_save:
                 raise ValueError(f"Adapter {name!r} has trained bias or modules_to_save, which belong to one adapter.")
         for name, layers in zip(self.adapters, self.layers, strict=True):
@@ -107,19 +108,23 @@ class WeightedSum:
                     source.rows.add((layer.offsets[adapter], offset, matrix.shape[0]))
         total = sum(m1 for m1, _ in group.shapes)
         banks = [source.bank for sources in found.values() for source in sources.values()]
-        if any(bank.pattern(1) != banks[0].pattern(1) for bank in banks):
+        one = [1] * len(banks[0].parts)
+        if any(bank.pattern(*one) != banks[0].pattern(*one) for bank in banks):
             raise ValueError(f"The banks of {self.adapters} for {group.key} have components of different sizes.")
         for key, sources in found.items():
             blocks = self.blocks[key] = []
             for source in sources.values():
                 tensors = source.bank.placed(sorted(source.rows), total)
-                twin = next((block for block in blocks if _equal(block.tensors, tensors)), None)
+                parts = source.bank.parts
+                twin = next(
+                    (block for block in blocks if block.parts == parts and _equal(block.tensors, tensors)), None
+                )
                 if twin is None:
-                    components = next(iter(tensors.values())).shape[source.bank.component_axis]
-                    blocks.append(_Block(tensors, components, [source]))
+                    blocks.append(_Block(tensors, parts, [source]))
                 else:
                     twin.sources.append(source)
-        return banks[0].pattern(max(sum(block.components for block in self.blocks[key]) for key in found))
+        totals = ([sum(kind) for kind in zip(*(b.parts for b in self.blocks[key]), strict=True)] for key in found)
+        return banks[0].pattern(*(max(kind) for kind in zip(*totals, strict=True)))
 
     @torch.no_grad()
     def fill_(self, model: nn.Module, adapter_name: str) -> None:
@@ -129,27 +134,43 @@ class WeightedSum:
             for matrix in group.matrices:
                 layer = layers[matrix.name]
                 blocks = self.blocks[share_key(self.bank_scope, group, matrix)]
+                places = _places(blocks, layer.bank(adapter_name).parts)
                 if adapter_name in layer.banks:
                     axis = layer.bank(adapter_name).component_axis
                     for name, parameter in layer.bank(adapter_name).named_parameters():
-                        joined = torch.cat([block.tensors[name].to(parameter) for block in blocks], dim=axis)
-                        parameter.zero_().narrow(axis, 0, joined.shape[axis]).copy_(joined)
+                        parameter.zero_()
+                        for block, here, there in places:
+                            piece = block.tensors[name].to(parameter).narrow(axis, *here)
+                            parameter.narrow(axis, *there).copy_(piece)
                 if adapter_name in layer.scalers:
                     key = share_key(self.scaler_scope, group, matrix)
                     users = [m.name for m in group.matrices if share_key(self.scaler_scope, group, m) == key]
-                    scaler, start = layer.scaler(adapter_name).weight.zero_(), 0
-                    for block in blocks:
+                    scaler = layer.scaler(adapter_name).weight.zero_()
+                    for block, here, there in places:
                         for source in block.sources:
-                            self._add_scaler(scaler[start : start + block.components], source, users)
-                        start += block.components
+                            self._add_scaler(scaler.narrow(0, *there), here, source, users)
 
-    def _add_scaler(self, part: Tensor, source: _Source, users: Sequence[str]) -> None:
-        """Add what a source has for a matrix, or for one layer's, to these components of the new scaler."""
+    def _add_scaler(self, part: Tensor, here: tuple[int, int], source: _Source, users: Sequence[str]) -> None:
+        """Add some components that a source has for a matrix, or for one layer's, to a part of the new scaler."""
         adapter, layers = self.adapters[source.number], self.layers[source.number]
         found = [layers[name] for name in users if name in layers]
         layer = next((layer for layer in found if layer.bank_keys[adapter] == source.key), None)
         if layer is not None:
-            part += self.weights[source.number] * layer.scaling[adapter] * layer.scaler(adapter).weight.to(part)
+            scaler = layer.scaler(adapter).weight.narrow(0, *here).to(part)
+            part += self.weights[source.number] * layer.scaling[adapter] * scaler
+
+
+def _places(blocks: Sequence[_Block], totals: Sequence[int]) -> list[tuple[_Block, tuple[int, int], tuple[int, int]]]:
+    """Which components of every block go where, as (start, length) here and there, kind by kind."""
+    places, start = [], 0
+    for kind, total in enumerate(totals):
+        there = start
+        for block in blocks:
+            count = block.parts[kind]
+            places.append((block, (sum(block.parts[:kind]), count), (there, count)))
+            there += count
+        start += total
+    return places
 
 
 def _equal(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:

@@ -50,6 +50,12 @@ TINY = (
 )
 
 
+TINY_KIND = (
+    "--num_layers 2 --num_attention_heads 2 --attention_head_dim 8 --max_train_steps 4 --adapt_train_steps 4 "
+    "--num_samples 20 --num_inference_steps 2 --train_batch_size 8 --lr_warmup_steps 0 --checkpointing_steps 2"
+)
+
+
 @pytest.fixture(scope="module")
 def train_wave():
     return Example("train_wave.py", TINY)
@@ -67,6 +73,11 @@ def train_cretok():
         "--clip_train_steps 4 --clip_train_batch_size 4 --max_train_steps 4 --eval_steps 2 --checkpointing_steps 2 "
         "--theta 0.999 --num_validation_images 1 --num_inference_steps 1",
     )
+
+
+@pytest.fixture(scope="module")
+def train_kind():
+    return Example("train_kind.py", TINY_KIND)
 
 
 @pytest.fixture(scope="module", autouse=True)

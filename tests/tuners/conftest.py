@@ -3,25 +3,31 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 from peft import PeftConfig
 
-from diffusers_learngene import FINEConfig, WAVEConfig
-from models import MODELS, Tiny
+from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig
+from models import CLASS, MODELS, Tiny
 
 
 @dataclass
 class Method:
     """A kind of adapter; `method(...)` is a new config of it."""
 
-    config_cls: type[PeftConfig]
+    config_cls: Callable[..., PeftConfig]
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, **overrides: Any) -> PeftConfig:
         return self.config_cls(**{**self.arguments, **overrides})
 
+
+# KIND without classes, and with tailors of the one class that `models.run` calls every model with. (What depends on a
+# gate of several classes is in `test_gate.py`.)
+LEARNGENES = partial(KINDConfig, num_classes=0)
+TAILORED = partial(KINDConfig, num_classes=10, class_groups=[[CLASS]])
 
 # Random scalers everywhere, so that nothing passes because it is zero; `test_identity` asks for the true start itself.
 METHODS: dict[str, Method] = {
@@ -35,6 +41,11 @@ METHODS: dict[str, Method] = {
     "fine-apart": Method(FINEConfig, {"init_weights": False, "share_qkv": False, "r": 4}),
     "fine-generate": Method(FINEConfig, {"mode": "generate"}),
     "fine-generate-wide": Method(FINEConfig, {"mode": "generate", "r": 40}),
+    "kind": Method(LEARNGENES, {"init_weights": False}),
+    "kind-tailored": Method(TAILORED, {"init_weights": False, "num_learngene": 3, "tailors_per_class": 4}),
+    "kind-apart": Method(TAILORED, {"init_weights": False, "share_qkv": False, "num_learngene": 0}),
+    "kind-generate": Method(LEARNGENES, {"mode": "generate"}),
+    "kind-generate-tailored": Method(TAILORED, {"mode": "generate", "tailors_per_class": 5}),
 }
 ADDERS = [name for name, method in METHODS.items() if method.arguments.get("mode") != "generate"]
 GENERATORS = [name for name in METHODS if name not in ADDERS]
@@ -48,6 +59,7 @@ PAIRS = [
     for method in METHODS
     if model in ("dit", "gpt2", "conv2d")
     or method in ("wave-odd", "wave-generate-odd", "fine-odd", "fine-generate-wide")
+    or method in ("kind-tailored", "kind-generate-tailored")
 ]
 
 

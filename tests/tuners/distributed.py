@@ -9,6 +9,9 @@ Each check prints "name ok" or "name" and what went wrong.
 import itertools
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 
@@ -22,16 +25,20 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-from diffusers_learngene import FINEConfig, WAVEConfig  # noqa: E402
+from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig, class_gate  # noqa: E402
 from diffusers_learngene.blocks import find_stacks  # noqa: E402
+from diffusers_learngene.tuners.base_layer import LearngeneLayer  # noqa: E402
 from diffusers_learngene.tuners.base_model import shared_groups  # noqa: E402
-from models import MODELS, Tiny, run  # noqa: E402
+from diffusers_learngene.tuners.kind import KINDLayer  # noqa: E402
+from models import MODELS, Tiny, output_of  # noqa: E402
 
 
 WORLD = 2
 
 
-METHODS = {"wave": WAVEConfig, "fine": FINEConfig}
+METHODS = {"wave": WAVEConfig, "fine": FINEConfig, "kind": partial(KINDConfig, num_classes=10)}
+# What the samples are, where the model is told by hand.
+CLASSES = [4, 2]
 
 
 def adapted(name: str, method: str, mode: str) -> Tiny:
@@ -41,10 +48,17 @@ def adapted(name: str, method: str, mode: str) -> Tiny:
     return tiny
 
 
-def step(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    output = run(model, inputs)
+def step(model: nn.Module, inputs: dict[str, Tensor], classes: list[int]) -> Tensor:
+    """KIND in a DiT is told by the model's own labels; the step ends in a backward pass that recomputes, or not."""
+    labelled = "class_labels" in inputs or not isinstance(next(tuners(model), None), KINDLayer)
+    with nullcontext() if labelled else class_gate(model, classes):
+        output = output_of(model(**inputs))
     output.square().mean().backward()
     return output.detach()
+
+
+def tuners(model: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in model.modules() if isinstance(module, LearngeneLayer))
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -70,7 +84,7 @@ def shard(model: nn.Module) -> nn.Module:
 
 def check(name: str, method: str, mode: str, kind: str, rank: int) -> None:
     reference, tiny = adapted(name, method, mode), adapted(name, method, mode)
-    expected = step(reference.model, reference.inputs).chunk(WORLD)[rank]
+    expected = step(reference.model, reference.inputs, CLASSES).chunk(WORLD)[rank]
     inputs = {key: value.chunk(WORLD)[rank] for key, value in tiny.inputs.items()}
     if kind == "checkpointed":
         tiny.model.base_model.model.enable_gradient_checkpointing()
@@ -80,7 +94,7 @@ def check(name: str, method: str, mode: str, kind: str, rank: int) -> None:
     model = shard(tiny.model) if kind == "fsdp2" else DistributedDataParallel(tiny.model)
     for _ in range(2):
         model.zero_grad()
-        torch.testing.assert_close(step(model, inputs), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(step(model, inputs, CLASSES[rank : rank + 1]), expected, rtol=1e-4, atol=1e-5)
     wanted, found = gradients(reference.model), gradients(model)
     assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()
     for key in wanted:

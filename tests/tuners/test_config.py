@@ -6,7 +6,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
 
-from diffusers_learngene import FINEConfig, WAVEConfig
+from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig
 from diffusers_learngene.blocks import group_modules
 from models import MODELS
 
@@ -69,9 +69,49 @@ WRONG_FINE = [
 ]
 
 
+WRONG_KIND = [
+    ({"num_learngene": -1}, "num_learngene=-1 must be a whole number"),
+    ({"num_learngene": True}, "num_learngene=True"),
+    ({"num_learngene": 8.0}, "num_learngene=8.0"),
+    ({"num_learngene": 10**12}, "num_learngene=1000000000000"),
+    ({"tailors_per_class": 0}, "tailors_per_class=0"),
+    ({"tailors_per_class": "1"}, "tailors_per_class='1'"),
+    ({"num_classes": -1}, "num_classes=-1"),
+    ({"num_classes": None, "class_groups": [[10**12]]}, r"class_groups\[0\]=1000000000000"),
+    ({"num_classes": 10**6}, "The gate matrix of num_classes.* asks for a tensor of 1000001000000 numbers"),
+    ({"class_groups": []}, r"class_groups=\[\] must be lists of classes"),
+    ({"class_groups": 3}, "class_groups=3 must be lists of classes"),
+    ({"class_groups": [3]}, r"class_groups\[0\]=3 must be a list of classes"),
+    ({"class_groups": [[0], []]}, r"class_groups\[1\]=\[\] must be a list of classes"),
+    ({"class_groups": [[0, -1]]}, r"class_groups\[0\]=-1"),
+    ({"class_groups": [[0, True]]}, r"class_groups\[0\]=True"),
+    ({"class_groups": {"a": [0, 0]}}, r"class_groups\['a'\]=\[0, 0\] holds a class twice"),
+    ({"class_groups": {1: [0]}}, "class_groups={1: \\[0\\]} must be lists of classes, or map names"),
+    ({"class_groups": {"a": [0, 5]}, "num_classes": 5}, r"class_groups\['a'\]=5 must be .* between 0 and 4"),
+    ({"class_groups": [[0]], "num_classes": 0}, r"class_groups\[0\]=0"),
+    ({"class_gate": []}, r"class_gate=\[\] must be a row of zeros and ones"),
+    ({"class_gate": [1, 0]}, "class_gate=.* must be a row of zeros and ones"),
+    ({"class_gate": [[]]}, r"rows of \[0\] tailors"),
+    ({"class_gate": [[1], [1, 0]]}, r"rows of \[1, 2\] tailors"),
+    ({"class_gate": [[1], [2]]}, r"class_gate\[1\]=2"),
+    ({"class_gate": [[1], [True]]}, r"class_gate\[1\]=True"),
+    ({"class_gate": [[1]], "tailors_per_class": 1}, "class_gate says all of it"),
+    ({"class_gate": [[1]], "class_groups": [[0]]}, "class_gate says all of it"),
+    ({"class_gate": [[1], [0]], "num_classes": 3}, "class_gate has 2 rows, but num_classes=3"),
+    ({"known_classes": 3}, "known_classes=3 must be a list of classes"),
+    ({"known_classes": [7], "num_classes": 7}, "known_classes=7"),
+    ({"group_sizes": [1, 2]}, "group_sizes=\\[1, 2\\] must map groups"),
+    ({"group_sizes": {"a": 1}}, r"group_sizes\['a'\]=1 must be \[learngenes, tailors\]"),
+    ({"group_sizes": {"a": [1, -1]}}, r"group_sizes\['a'\]=-1"),
+    *(case for case in WRONG if not any("template" in field for field in case[0])),
+]
+
+
 @pytest.mark.parametrize(
     ("config_cls", "fields", "message"),
-    [(WAVEConfig, *case) for case in WRONG] + [(FINEConfig, *case) for case in WRONG_FINE],
+    [(WAVEConfig, *case) for case in WRONG]
+    + [(FINEConfig, *case) for case in WRONG_FINE]
+    + [(KINDConfig, *case) for case in WRONG_KIND],
     ids=lambda value: str(value)[:60],
 )
 def test_wrong_fields_are_named(config_cls, fields, message):
@@ -96,9 +136,19 @@ RIGHT_FINE = [
 ]
 
 
+RIGHT_KIND = [
+    {"mode": "generate", "num_learngene": 0, "tailors_per_class": 3, "num_classes": 7},
+    {"class_groups": [[0, 3], (1, 3)], "known_classes": [0, 1, 2], "group_sizes": {"a.*.b": (2, 4)}},
+    {"class_groups": {"b": [1], "a": [5, 2]}, "num_classes": 6},
+    {"class_gate": [[0, 1], (1, 1), [0, 0]], "target_modules": ["b", "a"]},
+]
+
+
 @pytest.mark.parametrize(
     "config",
-    [WAVEConfig(**fields) for fields in COMMON + RIGHT] + [FINEConfig(**fields) for fields in COMMON + RIGHT_FINE],
+    [WAVEConfig(**fields) for fields in COMMON + RIGHT]
+    + [FINEConfig(**fields) for fields in COMMON + RIGHT_FINE]
+    + [KINDConfig(**fields) for fields in COMMON + RIGHT_KIND],
     ids=lambda config: str(config)[:60],
 )
 def test_json_round_trip_is_exact(config, tmp_path):
@@ -192,3 +242,58 @@ def test_a_rank_that_memory_has_not():
 
 def test_group_ranks_with_an_unknown_group():
     unchanged(MODELS["mlp"], FINEConfig(group_ranks={"up": 2}), r"group_ranks names the groups \['up'\]")
+
+
+# KIND
+
+
+def test_kind_sizes():
+    """Add: 8 and 1 a class. Generate: half the smaller side and a 64th. A pattern counts all tailors of a group."""
+    model = nn.ModuleDict({"a": nn.Linear(256, 300), "b": nn.Linear(300, 6)})
+    groups = group_modules(model, model)
+    sizes = {mode: [KINDConfig(mode=mode, num_classes=3).size_of(g) for g in groups] for mode in ("add", "generate")}
+    assert sizes == {"add": [(8, 3), (6, 3)], "generate": [(128, 12), (3, 3)]}
+    assert [KINDConfig(num_classes=0).size_of(g) for g in groups] == [(8, 0), (6, 0)]
+    grouped = KINDConfig(num_classes=3, class_groups=[[0], [1, 2]], tailors_per_class=5, group_sizes={"b": [99, 4]})
+    assert [grouped.size_of(g) for g in groups] == [(8, 10), (99, 4)]
+    assert [KINDConfig(class_gate=[[1, 0, 1], [0, 0, 0]]).size_of(g) for g in groups] == [(8, 3), (6, 3)]
+
+
+def test_kind_gate_matrix():
+    """Rows are classes and the null class; who is in no group is not known, unless it is said."""
+    groups = {"odd": [1, 3], "low": [0, 1]}
+    matrix, known = KINDConfig(num_classes=5, class_groups=groups).gate_matrix()
+    assert matrix.int().tolist() == [[0, 1], [1, 1], [0, 0], [1, 0], [0, 0], [0, 0]]
+    assert known.tolist() == [True, True, False, True, False, True]
+    _, known = KINDConfig(num_classes=5, class_groups=groups, known_classes=[4, 1]).gate_matrix()
+    assert known.tolist() == [False, True, False, False, True, True]
+    matrix, known = KINDConfig(num_classes=2).gate_matrix()
+    assert matrix.int().tolist() == [[1, 0], [0, 1], [0, 0]] and known.all()
+    matrix, known = KINDConfig(class_gate=[[0, 0, 0], [1, 0, 1]]).gate_matrix()
+    assert matrix.int().tolist() == [[0, 0, 0], [1, 0, 1], [0, 0, 0]] and known.all()
+    with pytest.raises(ValueError, match="num_classes is not given, and no model has been asked"):
+        KINDConfig().gate_matrix()
+
+
+def test_kind_classes_of_the_model():
+    """A DiT says how many there are, and the config keeps it; a class that it lacks is refused."""
+    config = KINDConfig(class_groups=[[1], [9]])
+    get_peft_model(MODELS["dit"]().model, config)
+    assert config.num_classes == 10
+    unchanged(MODELS["dit"], KINDConfig(class_groups=[[1], [10]]), r"class_groups\[1\]=10 must be .* between 0 and 9")
+    unchanged(
+        MODELS["mlp"], KINDConfig(), "num_classes is not given, and the model's config has no num_embeds_ada_norm"
+    )
+
+
+def test_kind_sizes_that_do_not_fit():
+    wide = KINDConfig(num_classes=2, num_learngene=21)
+    unchanged(MODELS["mlp"], wide, "num_learngene=21 is more than the smaller side of the 28 x 20 weight of blocks")
+    uneven = KINDConfig(num_classes=2, group_sizes={"blocks.*.up": [1, 3]})
+    unchanged(MODELS["mlp"], uneven, "3 tailors of blocks.*up cannot be shared out among 2 classes")
+    without = KINDConfig(num_classes=0, group_sizes={"blocks.*.up": [1, 3]})
+    unchanged(MODELS["mlp"], without, "3 tailors of blocks.*up cannot be shared out among 0 classes")
+    unchanged(MODELS["mlp"], KINDConfig(num_classes=0, num_learngene=0), "has neither learngenes nor tailors")
+    huge = KINDConfig(mode="generate", num_classes=2, tailors_per_class=10**9)
+    unchanged(MODELS["mlp"], huge, "A factor of blocks.* asks for a tensor")
+    unchanged(MODELS["mlp"], KINDConfig(num_classes=0, group_sizes={"x": [1, 0]}), r"group_sizes names the groups")

@@ -31,7 +31,7 @@ def outcomes(tmp_path_factory):
     return outputs
 
 
-@pytest.mark.parametrize("method", ["wave", "fine"])
+@pytest.mark.parametrize("method", ["wave", "fine", "kind"])
 @pytest.mark.parametrize("mode", ["add", "generate"])
 @pytest.mark.parametrize("check", ["ddp-mlp", "ddp-dit", "checkpointed-dit", "fsdp2-mlp", "fsdp2-dit"])
 def test_two_processes(check, method, mode, outcomes):

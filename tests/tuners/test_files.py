@@ -14,6 +14,7 @@ from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.adapters import add_adapter, load_adapter, save_adapter
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from models import MODELS
+from tuners.conftest import TAILORED
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -116,13 +117,22 @@ def test_peft_models_have_their_own_methods(tmp_path):
 # Files that are not what they say
 
 
-@pytest.fixture(scope="module", params=[WAVEConfig, FINEConfig])
+NAMES = {
+    WAVEConfig: ("wave_bank.templates", "wave_scaler.weight"),
+    FINEConfig: ("fine_bank.u", "fine_sigma.weight"),
+    TAILORED: ("kind_bank.u", "kind_sigma.weight"),
+}
+PATTERNS = {
+    WAVEConfig: {"template_pattern": {"blocks.*.up": [8, 3, 3]}},
+    FINEConfig: {"group_ranks": {"blocks.*.up": 3}},
+    TAILORED: {"group_sizes": {"blocks.*.up": [1, 2]}},
+}
+
+
+@pytest.fixture(scope="module", params=NAMES, ids=["wave", "fine", "kind"])
 def good(request, tmp_path_factory):
     """Folders of a good adapter of the MLP by mode, for every method, and what its tensors are called."""
-    wave = request.param is WAVEConfig
-    folders = {
-        "names": ("wave_bank.templates", "wave_scaler.weight") if wave else ("fine_bank.u", "fine_sigma.weight")
-    }
+    folders = {"names": NAMES[request.param], "pattern": PATTERNS[request.param]}
     for mode in ("add", "generate"):
         folders[mode] = tmp_path_factory.mktemp(mode)
         model = add_adapter(MODELS["mlp"]().model, request.param(mode=mode, init_weights=False))
@@ -166,7 +176,7 @@ CONFIGS = {
     "other type": ({"peft_type": "LORA"}, "peft_type='LORA', which is none of"),
     "no type": ({"peft_type": None}, "has no peft_type"),
     "wrong value": ({"mode": "replace"}, "mode='replace'"),
-    "wrong size": ({"template_pattern": {"blocks.*.up": [8, 3, 3]}}, "has shape"),
+    "wrong size": ("pattern", "has shape"),
     "other layers": ({"target_modules": ["up"]}, "unexpected .*down"),
 }
 
@@ -196,9 +206,7 @@ def test_wrong_tensors(case, mode, good, tmp_path):
 def test_wrong_configs(case, mode, good, tmp_path):
     folder = shutil.copytree(good[mode], tmp_path / "copy")
     changes, message = CONFIGS[case]
-    if "template_pattern" in changes and "fine_bank.u" in good["names"]:
-        changes = {"group_ranks": {"blocks.*.up": 3}}
-    edit_config(folder, **changes)
+    edit_config(folder, **(good["pattern"] if changes == "pattern" else changes))
     refused(folder, message)
 
 

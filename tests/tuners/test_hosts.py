@@ -10,7 +10,7 @@ from transformers import ViTForImageClassification
 
 from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
-from models import MODELS
+from models import CLASS, MODELS, gate
 
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -89,7 +89,8 @@ def test_diffusers_pipeline(adder):
     def image(**kwargs):
         generator = torch.Generator().manual_seed(0)
         call = {"num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "latent", "height": 8, "width": 8}
-        return pipe(**prompt, **call, generator=generator, **kwargs).images
+        with gate(transformer, [CLASS]):
+            return pipe(**prompt, **call, generator=generator, **kwargs).images
 
     plain = image()
     transformer.add_adapter(adder(), "first")

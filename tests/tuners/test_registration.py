@@ -9,11 +9,15 @@ import pytest
 from peft import mapping
 
 import diffusers_learngene
-from diffusers_learngene import FINEConfig, FINEModel, WAVEConfig, WAVEModel
+from diffusers_learngene import FINEConfig, FINEModel, KINDConfig, KINDModel, WAVEConfig, WAVEModel
 from diffusers_learngene.integrations import LearngenePeftType, register_peft_methods
 
 
-METHODS = {"LEARNGENE_WAVE": (WAVEConfig, WAVEModel), "LEARNGENE_FINE": (FINEConfig, FINEModel)}
+METHODS = {
+    "LEARNGENE_WAVE": (WAVEConfig, WAVEModel),
+    "LEARNGENE_FINE": (FINEConfig, FINEModel),
+    "LEARNGENE_KIND": (KINDConfig, KINDModel),
+}
 TABLES = ("PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_PREFIX_MAPPING")
 
 

@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from models import MODELS
+from tuners.conftest import TAILORED
 
 
 # Other sizes, other layers, layers in common, groups that begin elsewhere.
@@ -18,13 +19,17 @@ CONFIGS = {
     "y": {"target_modules": ["to_q", "ff.net.2"]},
     "z": {"share_qkv": False, "layers_to_transform": [1, 2]},
 }
-SIZES = {WAVEConfig: {"template_size": (3, 5), "num_templates": 4}, FINEConfig: {"r": 5}}
+SIZES = {
+    WAVEConfig: {"template_size": (3, 5), "num_templates": 4},
+    FINEConfig: {"r": 5},
+    TAILORED: {"num_learngene": 2, "tailors_per_class": 3},
+}
 # PEFT warns where some layers have nothing to merge or unmerge.
 pytestmark = pytest.mark.filterwarnings("ignore:Already", "ignore:All adapters are already merged")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(params=[WAVEConfig, FINEConfig])
+@pytest.fixture(params=SIZES, ids=["wave", "fine", "kind"])
 def make(request):
     """Makes the config of this name."""
     sizes = {"y": SIZES[request.param]}

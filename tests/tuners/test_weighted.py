@@ -5,16 +5,21 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from diffusers_learngene import FINEConfig, WAVEConfig
+from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig, class_gate
 from diffusers_learngene.adapters import add_adapter, add_weighted_adapter
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from diffusers_learngene.tuners.scalers import adapted_layers
 from models import MODELS
+from tuners.conftest import TAILORED
 
 
 # To float32; the sum of two adapters adds in another order than one does.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-SMALL = {"WAVEConfig": {"template_size": 4, "num_templates": 3}, "FINEConfig": {"r": 3}}
+SMALL = {
+    WAVEConfig: {"template_size": 4, "num_templates": 3},
+    FINEConfig: {"r": 3},
+    TAILORED: {"num_learngene": 2, "tailors_per_class": 3},
+}
 
 
 def with_adapters(adder, *configs, name="dit"):
@@ -83,10 +88,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-@pytest.mark.parametrize("config_cls", [WAVEConfig, FINEConfig])
+@pytest.mark.parametrize("config_cls", SMALL, ids=["wave", "fine", "kind"])
 def test_several_banks(case, config_cls, tmp_path):
     """Components side by side, in layers that any of them has; the file loads like any other."""
-    small = SMALL[config_cls.__name__]
+    small = SMALL[config_cls]
     tiny = with_adapters(lambda **f: config_cls(init_weights=False, **small, **f), *OTHERS[case])
     adapters, weights = ["a", "b", "c"][: len(OTHERS[case])], [0.5, -1.5, 2.0][: len(OTHERS[case])]
     for layer in adapted_layers(tiny.model, "b").values():
@@ -157,6 +162,20 @@ def test_refused(configs, adapters, weights, message):
     with pytest.raises(ValueError, match=message):
         model.add_weighted_adapter(adapters, weights, "sum")
     assert set(model.state_dict()) == before and "sum" not in model.peft_config
+
+
+def test_classes_that_are_assigned_differently():
+    """Tailors of one assignment stand side by side, each kind in its place; of two, they do not."""
+    groups = {"class_groups": [[3], [1, 2]], "init_weights": False}
+    same = with_adapters(KINDConfig, {"num_learngene": 2, **groups}, {"tailors_per_class": 2, **groups}).model
+    same.add_weighted_adapter(["a", "b"], [0.5, 2.0], "sum")
+    assert set(map(tuple, same.peft_config["sum"].group_sizes.values())) == {(10, 6)}
+    for label in (1, 3, 10):
+        with class_gate(same, label):
+            check_sum(same, ["a", "b"], [0.5, 2.0])
+    other = with_adapters(KINDConfig, groups, {**groups, "class_groups": [[3], [1, 4]]}).model
+    with pytest.raises(ValueError, match="assign the same classes to tailors in the same way"):
+        other.add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")
 
 
 def test_refused_names_scales_and_sizes():

@@ -33,8 +33,8 @@ class FactorBank(Bank):
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
         return fine.apply_is_cheaper(tokens, self.rank, shape)
 
-    def pattern(self, components: int) -> int:
-        return components
+    def pattern(self, *parts: int) -> int:
+        return parts[0]
 
     def placed(self, rows: Sequence[tuple[int, int, int]], total: int) -> dict[str, Tensor]:
         u = self.u.new_zeros(total, self.rank)

@@ -35,8 +35,8 @@ class TemplateBank(Bank):
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
         return wave.apply_is_cheaper(tokens, self.size, shape)
 
-    def pattern(self, components: int) -> list[int]:
-        return [components, *self.size[1:]]
+    def pattern(self, *parts: int) -> list[int]:
+        return [*parts, *self.size[1:]]
 
     def placed(self, rows: Sequence[tuple[int, int, int]], total: int) -> dict[str, Tensor]:
         return {"templates": self.templates.detach()}
