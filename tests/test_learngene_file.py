@@ -192,7 +192,7 @@ def test_full_disk(one, folder, part, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artefact if part == "save_file" else artefact.os, part, fail)
+    monkeypatch.setattr(artefact if part == "save_file" else os, part, fail)
     changed = copy.copy(one)
     changed.tensors = {key: tensor + 1 for key, tensor in one.tensors.items()}
     with pytest.raises(OSError, match="No space left"):
