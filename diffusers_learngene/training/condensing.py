@@ -37,11 +37,16 @@ class ElasticModel(nn.Module):
         sizes: config overrides of every size that can be asked for, by index.
 
     Raises:
-        ValueError: a size whose width the learngene holds no tensors for (give it to `Learngene.condense(widths=)`).
+        ValueError: a size whose width the learngene holds no tensors for (give it to `Learngene.condense(widths=)`),
+            or a learngene of KIND, which has one size, and classes.
     """
 
     def __init__(self, learngene: Learngene, sizes: Sequence[dict]) -> None:
         super().__init__()
+        if learngene.config.class_tailors is not None:
+            raise ValueError(
+                "A learngene of KIND has one size: train `descend()`, whose gate reads the labels, and `absorb` it."
+            )
         self.origin, self.sizes = learngene, list(sizes)
         self.tensors = nn.ParameterDict(
             {_encode(key): nn.Parameter(t.clone()) for key, t in learngene.tensors.items()}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ancestries import ancestry, depth, each_method, learngene, lossless, width
-from diffusers_learngene import Learngene
+from diffusers_learngene import KINDConfig, Learngene
 from diffusers_learngene.training.condensing import ElasticModel
 from models import run
 
@@ -113,6 +113,11 @@ def test_an_unknown_width_is_refused_with_the_way_out():
         ElasticModel(learngene("dit"), [{}, {"num_attention_heads": 4}])
     with pytest.raises(ValueError, match="no config key 'layers'"):
         ElasticModel(learngene("dit"), [{"layers": 4}])
+
+
+def test_kind_is_refused_because_it_has_one_size_and_needs_a_gate():
+    with pytest.raises(ValueError, match="KIND has one size"):
+        ElasticModel(Learngene.condense(ancestry("dit").model, KINDConfig()), [{}])
 
 
 @each_method
