@@ -246,6 +246,29 @@ def test_other_features_go_on_working(load):
     assert half.text_encoder.get_input_embeddings().weight.dtype == torch.float16
 
 
+def ip_adapter(unet, image_width):
+    """An IP adapter of four image tokens, as its file has it: for every cross-attention, keys and values of images."""
+    text_width = unet.config.cross_attention_dim
+    layers = {}
+    for number, name in enumerate(unet.attn_processors):
+        if "attn2" in name:
+            width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+            layers |= {f"{number}.to_{part}_ip.weight": torch.randn(width, text_width) for part in "kv"}
+    projection = {"proj.weight": torch.randn(4 * text_width, image_width), "proj.bias": torch.zeros(4 * text_width)}
+    projection |= {"norm.weight": torch.ones(text_width), "norm.bias": torch.zeros(text_width)}
+    return {"image_proj": projection, "ip_adapter": layers}
+
+
+def test_ip_adapters(load):
+    pipe, plain = load("sd", make_cretok("sd")), load("sd", make_cretok("sd"))
+    torch.manual_seed(0)
+    pipe.load_ip_adapter(ip_adapter(pipe.unet, 6), subfolder="", weight_name="", image_encoder_folder=None)
+    images = [picture(pipe, PROMPT, ip_adapter_image_embeds=[embeds]) for embeds in torch.randn(2, 2, 1, 6)]
+    assert not same(*images) and not same(images[0], picture(plain, PROMPT))
+    pipe.unload_ip_adapter()
+    assert same(picture(pipe, PROMPT), picture(plain, PROMPT))
+
+
 @pytest.mark.parametrize(
     "family, sibling",
     zip(
