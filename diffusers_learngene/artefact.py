@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .blocks import find_stacks
 from .classes import ClassTailors
-from .files import HUB_ID, local_folder, write
+from .files import HUB_ID, write
 from .layout import Layout, layout_of, parse_group_key
 from .method import Method
 from .methods import METHODS
@@ -125,24 +124,6 @@ def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, T
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write(folder / WEIGHTS, lambda path: save_file(stored, path, metadata=metadata))
     write(folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8"))
-
-
-def find_artefact(name: str | Path, **download: Any) -> Path:
-    """The learngene file of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
-
-    Args:
-        download: as `files.local_folder` has it.
-
-    Raises:
-        LearngeneError: there is none. The errors of `huggingface_hub` come as they are.
-    """
-    try:
-        folder = local_folder(name, [WEIGHTS, "config.json"], **download)
-    except HFValidationError as error:
-        raise LearngeneError(str(error)) from error
-    if not (folder / WEIGHTS).is_file():
-        raise LearngeneError(f"{str(name)!r} holds no {WEIGHTS}: not a learngene (pickles are never read).")
-    return folder / WEIGHTS
 
 
 def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:

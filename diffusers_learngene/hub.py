@@ -1,47 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving a learngene, pushing it to the Hugging Face Hub, and fetching it from there or from a folder."""
+"""What learngenes and CreToks have in common: being saved, pushed to the Hugging Face Hub, and fetched."""
 
 import shutil
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from huggingface_hub import ModelCard, ModelHubMixin
-from torch import Tensor
+from huggingface_hub import ModelHubMixin
+from huggingface_hub.errors import HFValidationError
 
-from .artefact import WEIGHTS, ArtefactConfig, find_artefact, read_artefact, write_artefact
-from .cards import card_images, model_card
-from .files import write
-from .models import empty_model, tensors_of
+from .cards import card_images
+from .files import local_folder, write
 
 
 Self = TypeVar("Self", bound="SharedArtefact")
 
 
-class SharedArtefact(
-    ModelHubMixin, library_name="diffusers-learngene", tags=["learngene", "safetensors"], license="apache-2.0"
-):
-    """What can be saved, pushed and fetched: a config and tensors, with what else its card is to say."""
+class SharedArtefact(ModelHubMixin):
+    """Data files, a config.json that repeats their description for readers, a card, and the card's images.
 
-    config: ArtefactConfig
-    tensors: dict[str, Tensor]
+    A kind of artefact sets the class attributes, and says how its data are written and read and what its card says.
+    """
+
+    weights: ClassVar[tuple[str, ...]]  # names of the data files, the first being there always
+    error: ClassVar[type[ValueError]]
     card: dict[str, Any]
 
-    def __init__(self, config: ArtefactConfig, tensors: dict[str, Tensor]) -> None:
-        self.config = config
-        self.tensors = tensors
-        self.card = {}
+    def write_data(self, folder: Path) -> None:
+        """Write the data files and config.json, each atomically."""
+        raise NotImplementedError
 
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in the file."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
-
-    @cached_property
-    def ancestry_parameters(self) -> int:
-        """Numbers of the ancestry model (tied tensors once)."""
-        model = empty_model(self.config.architecture, self.config.base_config)
-        return sum(tensor.numel() for tensor in tensors_of(model).values())
+    @classmethod
+    def read_data(cls: type[Self], paths: dict[str, Path]) -> Self:
+        """The artefact of its data files, by name, as far as they are there."""
+        raise NotImplementedError
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -52,7 +44,7 @@ class SharedArtefact(
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write model.safetensors, config.json, README.md and the card's images, each atomically; perhaps push them.
+        """Write the data, config.json, README.md and the card's images, each atomically; perhaps push them.
 
         Returns:
             The address of the commit, if pushed.
@@ -60,9 +52,10 @@ class SharedArtefact(
         card = {**self.card, **(model_card_kwargs or {})}
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        write_artefact(folder, self.config, self.tensors)
+        self.write_data(folder)
         for image in card_images(card):
-            write(folder / image.name, partial(shutil.copyfile, image))
+            if image.resolve() != (folder / image.name).resolve():
+                write(folder / image.name, partial(shutil.copyfile, image))
         write(folder / "README.md", self.generate_model_card(**card).save)
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
@@ -71,7 +64,7 @@ class SharedArtefact(
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
         """As `ModelHubMixin.push_to_hub`; nothing but what `save_pretrained` writes is ever uploaded."""
         kwargs["model_card_kwargs"] = {"repo_id": repo_id, **(kwargs.get("model_card_kwargs") or {})}
-        kwargs["allow_patterns"] = [WEIGHTS, "config.json", "README.md", "*.png"]
+        kwargs["allow_patterns"] = [*self.weights, "config.json", "README.md", "*.png"]
         return super().push_to_hub(repo_id, **kwargs)
 
     @classmethod
@@ -85,28 +78,29 @@ class SharedArtefact(
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> Self:
-        """The learngene of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
+        """The artefact of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
+
+        Args:
+            token: to log in to the Hub with.
 
         Raises:
-            LearngeneError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
+            LearngeneError, CreTokError: there is none, or it is damaged. The errors of `huggingface_hub` come as they
+                are.
         """
-        file = find_artefact(
-            pretrained_model_name_or_path,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        return cls(*read_artefact(file))
-
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/<method>.md, with what is in `self.card`."""
-        from . import __version__
-
-        own = {
-            "num_parameters": self.num_parameters,
-            "ancestry_parameters": self.ancestry_parameters,
-            "version": __version__,
-        }
-        return model_card(self.config, own | self.card | {k: v for k, v in card_kwargs.items() if v is not None})
+        name = str(pretrained_model_name_or_path)
+        try:
+            folder = local_folder(
+                name,
+                [*cls.weights, "config.json"],
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        except HFValidationError as error:
+            raise cls.error(str(error)) from error
+        paths = {file: folder / file for file in cls.weights if (folder / file).is_file()}
+        if not paths:
+            raise cls.error(f"{name!r} holds no {cls.weights[0]}: not a {cls.__name__} (pickles are never read).")
+        return cls.read_data(paths)

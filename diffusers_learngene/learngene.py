@@ -22,12 +22,16 @@ import logging
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch import Tensor, nn
 
 from .absorb import absorbed
-from .artefact import ArtefactConfig, LearngeneError
+from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, read_artefact, write_artefact
+from .cards import model_card
 from .closed_form import check_ancestry, check_layout, closed_form
 from .dit import LabelInit
 from .files import hub_id
@@ -38,7 +42,7 @@ from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .method import Bank, Start
 from .methods import method_of
-from .models import empty_model, model_config, num_labels, prepare_ancestry_
+from .models import empty_model, model_config, num_labels, prepare_ancestry_, tensors_of
 from .tailors import add_labels, label_rows, new_tailors, select_classes
 from .tuners.base_config import LearngeneConfig, check_integer
 from .tuners.wave import WAVEConfig
@@ -49,12 +53,51 @@ __all__ = ["ArtefactConfig", "Learngene", "LearngeneError"]
 _logger = logging.getLogger(__name__)
 
 
-class Learngene(SharedArtefact):
+class Learngene(
+    SharedArtefact, library_name="diffusers-learngene", tags=["learngene", "safetensors"], license="apache-2.0"
+):
     """A learngene: `config` and tensors in fp32 on the CPU, "<bank tensor>.<group>" and "sizes.<width>.<layout key>".
 
     Make one with `condense` or `from_pretrained`. What is set in `card` (results, images, training, license, repo_id,
     ...) goes into the model card; images are paths of PNG files, and are copied beside it.
     """
+
+    weights = (WEIGHTS,)
+    error = LearngeneError
+
+    def __init__(self, config: ArtefactConfig, tensors: dict[str, Tensor]) -> None:
+        self.config = config
+        self.tensors = tensors
+        self.card = {}
+
+    def write_data(self, folder: Path) -> None:
+        write_artefact(folder, self.config, self.tensors)
+
+    @classmethod
+    def read_data(cls, paths: dict[str, Path]) -> "Learngene":
+        return cls(*read_artefact(paths[WEIGHTS]))
+
+    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
+        """The model card from hub_cards/<method>.md, with what is in `self.card`."""
+        from . import __version__
+
+        own = {
+            "num_parameters": self.num_parameters,
+            "ancestry_parameters": self.ancestry_parameters,
+            "version": __version__,
+        }
+        return model_card(self.config, own | self.card | {k: v for k, v in card_kwargs.items() if v is not None})
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the file."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @cached_property
+    def ancestry_parameters(self) -> int:
+        """Numbers of the ancestry model (tied tensors once)."""
+        model = empty_model(self.config.architecture, self.config.base_config)
+        return sum(tensor.numel() for tensor in tensors_of(model).values())
 
     @classmethod
     def condense(

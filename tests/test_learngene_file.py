@@ -246,7 +246,7 @@ def no_description(folder):
     ("spoil", "message"),
     [
         (nothing, "holds no model.safetensors"),
-        (pickle_only, "holds no model.safetensors: not a learngene .pickles are never read"),
+        (pickle_only, "holds no model.safetensors: not a Learngene .pickles are never read"),
         (folder_instead, "holds no model.safetensors"),
         (empty, "cannot be read as safetensors"),
         (pickled, "cannot be read as safetensors"),

@@ -13,21 +13,20 @@ and for the Hub's download counter. Data only: nothing is ever unpickled, and no
 import json
 import math
 import re
-import shutil
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cards import card_images, render
-from ..files import HUB_ID, local_folder, write
+from ..files import HUB_ID, write
+from ..hub import SharedArtefact
 from .prompts import PLAIN_WORD, TEMPLATE, TOKEN, adaptive_prompt
 
 
@@ -116,7 +115,7 @@ def check_token(token: object) -> None:
         raise ValueError(f"token={token!r} must be one word of up to 64 characters, such as {TOKEN!r}.")
 
 
-class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", "textual-inversion", "safetensors"]):
+class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok", "textual-inversion", "safetensors"]):
     """A trained token: `config`, and `rows`, (width,) in fp32 on the CPU by text encoder.
 
     Pipelines have verbs for it (`load_cretok`, `save_cretok`, `push_cretok`, `unload_cretok`). What is set in `card`
@@ -127,10 +126,13 @@ class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", 
         CreTokError: rows that are not those of the config, or not finite.
     """
 
+    weights = tuple(WEIGHTS.values())
+    error = CreTokError
+
     def __init__(self, config: CreTokConfig, rows: dict[str, Tensor]) -> None:
         self.config = config
         self.rows = {name: row.detach().float().cpu().flatten() for name, row in rows.items()}
-        self.card: dict[str, Any] = {}
+        self.card = {}
         widths = {name: len(row) for name, row in self.rows.items()}
         if widths != config.encoders:
             raise CreTokError(f"the rows have the widths {widths}, but the config says {config.encoders}.")
@@ -138,23 +140,7 @@ class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", 
             if not torch.isfinite(row).all():
                 raise CreTokError(f"the row of {name} holds NaN or infinity.")
 
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Write the rows, config.json, README.md and the card's images, each atomically; perhaps push them.
-
-        Returns:
-            The address of the commit, if pushed.
-        """
-        card = {**self.card, **(model_card_kwargs or {})}
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+    def write_data(self, folder: Path) -> None:
         description = asdict(self.config)
         for name, file in WEIGHTS.items():
             if name in self.rows:
@@ -164,56 +150,10 @@ class CreTok(ModelHubMixin, library_name="diffusers-learngene", tags=["cretok", 
                 (folder / file).unlink(missing_ok=True)  # of an artefact with more encoders, saved here before
         text = json.dumps(description, indent=2)
         write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
-        for image in card_images(card):
-            if image.resolve() != (folder / image.name).resolve():
-                write(folder / image.name, partial(shutil.copyfile, image))
-        write(folder / "README.md", self.generate_model_card(**card).save)
-        if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
-        return None
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        """As `ModelHubMixin.push_to_hub`; nothing but what `save_pretrained` writes is ever uploaded."""
-        kwargs["model_card_kwargs"] = {"repo_id": repo_id, **(kwargs.get("model_card_kwargs") or {})}
-        kwargs["allow_patterns"] = [*WEIGHTS.values(), "config.json", "README.md", "*.png"]
-        return super().push_to_hub(repo_id, **kwargs)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> "CreTok":
-        """The token of a folder, or of a repository on the Hub; without a network, as it was last downloaded.
-
-        Args:
-            token: to log in to the Hub with; not the name of the CreTok.
-
-        Raises:
-            CreTokError: there is none, or it is damaged. The errors of `huggingface_hub` come as they are.
-        """
-        try:
-            folder = local_folder(
-                pretrained_model_name_or_path,
-                [*WEIGHTS.values(), "config.json"],
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        except HFValidationError as error:
-            raise CreTokError(str(error)) from error
-        found = {name: folder / file for name, file in WEIGHTS.items() if (folder / file).is_file()}
-        if not found:
-            name = str(pretrained_model_name_or_path)
-            raise CreTokError(f"{name!r} holds no {WEIGHTS['text_encoder']}: not a CreTok (pickles are never read).")
-        return cls(*_read(found))
+    def read_data(cls, paths: dict[str, Path]) -> "CreTok":
+        return cls(*_read({name: paths[file] for name, file in WEIGHTS.items() if file in paths}))
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
         """The model card from hub_cards/cretok.md, with what is in `self.card`."""
