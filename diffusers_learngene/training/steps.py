@@ -48,15 +48,15 @@ def plan_sizes(args: Namespace, ancestry: nn.Module, *, other_widths: bool) -> S
     """The sizes that `args` name.
 
     By default: depths from 1/2 to 3/2 of the ancestry's are drawn, and half its width if there are to be
-    `other_widths`; descendants are deeper, shallower, of a depth that is not drawn, and narrower.
+    `other_widths`; descendants are deeper, shallower, and of a depth that is not drawn, at that width if there is one.
     """
     config = model_config(ancestry)
     depth, heads = config[depth_key(config)], config["num_attention_heads"]
     depths = args.elastic_depths or sorted({max(2, round(depth * factor)) for factor in (0.5, 0.75, 1, 1.25, 1.5)})
     drawn = args.elastic_heads if args.elastic_heads is not None else [heads // 2] * other_widths
     others = [h for h in dict.fromkeys(drawn) if h not in (0, heads)]
-    default = [(max(2, round(depth * factor)), heads) for factor in (1.5, 0.5, 5 / 6)]
-    default += [(depth, h) for h in others[:1]]
+    default = [(max(2, round(depth * factor)), heads) for factor in (1.5, 0.5)]
+    default += [(max(2, round(depth * 5 / 6)), others[0] if others else heads)]
     wanted = dict.fromkeys((d, h or heads) for d, h in args.descend_sizes or default)  # each once
     return Sizes(
         [{}] if args.fixed_size else [size_overrides(config, d, h) for h in [heads, *others] for d in depths],
