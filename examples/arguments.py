@@ -144,12 +144,14 @@ def parse(parser: argparse.ArgumentParser, input_args: list[str] | None) -> argp
     return args
 
 
-def parse_condensing(parser: argparse.ArgumentParser, input_args: list[str] | None) -> argparse.Namespace:
-    """`parse` for a script that condenses; steps that were not given are filled in."""
+def parse_condensing(
+    parser: argparse.ArgumentParser, input_args: list[str] | None, *, max_train_steps: int
+) -> argparse.Namespace:
+    """`parse` for a script that condenses; steps that were not given are filled in: `max_train_steps`, in the demo."""
     args = parse(parser, input_args)
     long = 4 if args.preset == "long" else 1
     args.ancestry_train_steps = args.ancestry_train_steps or 800 * long
-    args.max_train_steps = args.max_train_steps or 1000 * long
+    args.max_train_steps = args.max_train_steps or max_train_steps * long
     if not 0 <= args.scaler_train_steps <= args.descend_train_steps:
         parser.error(f"--scaler_train_steps {args.scaler_train_steps}: 0 to --descend_train_steps, please.")
     if args.fixed_size and (args.elastic_depths or args.elastic_heads):

@@ -25,7 +25,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     wave = group.add_argument
     wave("--template_size", type=positive, help="default: half the width, in whole heads of 64")
     wave("--num_templates", type=positive, help="default: two layers' worth of parameters")
-    return parse_condensing(parser, input_args)
+    return parse_condensing(parser, input_args, max_train_steps=1000)
 
 
 def main(args: argparse.Namespace) -> dict:

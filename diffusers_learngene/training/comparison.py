@@ -101,9 +101,9 @@ class Comparison(Trials):
     def ablate_sigma_init(self, overrides: dict, learning_rate: float) -> None:
         """Compare every start that the scalers of a size can have, before and while only they are trained.
 
-        For half as many steps as other rows have, because there are five of these.
+        For a quarter of the steps that other rows have, because there are five of these.
         """
-        name, steps = _name(overrides), self.options.max_train_steps // 2
+        name, steps = _name(overrides), self.options.max_train_steps // 4
         for how in get_args(DepthInit):
             descendant = self.learngene.descend(sigma_init=how, **overrides)
             history = self.train(descendant, f"{name} sigma {how}", steps, learning_rate)
