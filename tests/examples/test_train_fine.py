@@ -57,7 +57,8 @@ def test_results(finished):
     assert ancestry["start"] == "ancestry"
     assert [row["start"] for row in rows] == ["learngene", "scratch", "selection"] * 2 + INITS
     assert {row["size"] for row in rows[6:]} == {"layers=2, sigma only"}
-    assert all(row[f"val_loss@{step}"] > 0 for row in rows for step in (0, 1, 2))
+    assert all(row[f"val_loss@{step}"] > 0 for row in rows[:6] for step in (0, 1, 2, 4))
+    assert all(row[f"val_loss@{step}"] > 0 for row in rows[6:] for step in (0, 1))  # a quarter of the steps
     assert {path.name for path in (finished / "models").iterdir()} == {"ancestry", "layers=4", "layers=2"}
     card = ModelCard.load(finished / "learngene" / "README.md")
     assert "fine" in card.data.tags and "factors U and V" in card.text and "xie2026fine" in card.text
