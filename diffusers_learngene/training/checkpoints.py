@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
-__all__ = ["list_checkpoints", "load_checkpoint", "resolve_checkpoint", "save_checkpoint"]
+__all__ = [
+    "check_signature",
+    "damaged",
+    "discard",
+    "list_checkpoints",
+    "load_checkpoint",
+    "resolve_checkpoint",
+    "save_checkpoint",
+]
 
 STATE_FILE = "trainer_state.json"
 EMA_FILE = "ema.safetensors"
@@ -98,16 +106,16 @@ def save_checkpoint(
         (unfinished / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _discard(path)
+        discard(path)
         unfinished.rename(path)
         others = [other for other in list_checkpoints(output_dir) if other != path]
         for other in others[: max(0, len(others) + 1 - total_limit)] if total_limit else []:
-            _discard(other)
+            discard(other)
     accelerator.wait_for_everyone()
     return path
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Delete a checkpoint such that it is never seen half deleted."""
     if path.exists():
         doomed = path.with_name(f"tmp-deleted-{path.name}")
@@ -136,15 +144,10 @@ def load_checkpoint(
     """
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        changed = {key: (state["signature"].get(key), value) for key, value in signature.items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(_damaged(path, error)) from error
-    if changed := {key: (then, now) for key, (then, now) in changed.items() if then != now}:
-        changes = ", ".join(f"{key}={now!r} (there {then!r})" for key, (then, now) in changed.items())
-        raise ValueError(
-            f"resume_from_checkpoint={str(path)!r} is of a training with other settings than {changes}: give the same "
-            "ones, or start anew in another output_dir."
-        )
+        then = dict(state["signature"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(damaged(path, error)) from error
+    check_signature(path, then, signature)
     try:
         with safe_open(path / SAFE_WEIGHTS_NAME, "pt") as file:
             if absent := set(names) - set(file.keys()):
@@ -157,11 +160,22 @@ def load_checkpoint(
                 tensor.copy_(shadow[name])
             ema.optimization_step = state["step"]
     except Exception as error:  # whatever torch, safetensors and accelerate raise for a file cut short
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(damaged(path, error)) from error
     return state
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def check_signature(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names what is set now and was set otherwise when the checkpoint was written."""
+    if changed := {key: (then.get(key), value) for key, value in now.items() if then.get(key) != value}:
+        changes = ", ".join(f"{key}={value!r} (there {before!r})" for key, (before, value) in changed.items())
+        raise ValueError(
+            f"resume_from_checkpoint={str(path)!r} is of a training with other settings than {changes}: give the same "
+            "ones, or start anew in another output_dir."
+        )
+
+
+def damaged(path: Path, error: Exception) -> str:
+    """What to say of a checkpoint that cannot be read."""
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
     cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return (

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 
-__all__ = ["curves", "histograms", "image_grid"]
+__all__ = ["curves", "histograms", "image_grid", "new_figure", "save_figure"]
 
 # Okabe and Ito's colours: told apart by the colour-blind, too. The first is for what matters most.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -57,7 +57,7 @@ def image_grid(
             canvas[top : top + zoom * height, left : left + zoom * width] = image.repeat(zoom, 0).repeat(zoom, 1)
 
     inches = 0.62 / (zoom * max(height, width))  # per pixel of the canvas
-    figure = _figure(canvas.shape[1] * inches, canvas.shape[0] * inches)
+    figure = new_figure(canvas.shape[1] * inches, canvas.shape[0] * inches)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(canvas.repeat(3, 2) if channels == 1 else canvas, interpolation="nearest")
     axes.spines[:].set_visible(False)
@@ -67,7 +67,7 @@ def image_grid(
     axes.set_xticks([column * cell_width + middle[1] for column in range(len(column_labels))], labels=column_labels)
     if title:
         axes.set_title(title, fontsize=11, color=INK, pad=12)
-    _save(figure, path, dpi=round(1 / inches))
+    save_figure(figure, path, dpi=round(1 / inches))
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:
@@ -104,7 +104,7 @@ def curves(
 
     down = math.ceil(len(panels) / 4)
     across = math.ceil(len(panels) / down)
-    figure = _figure(max(4.8, 3.1 * across), 2.8 * down + 0.5, layout="constrained")
+    figure = new_figure(max(4.8, 3.1 * across), 2.8 * down + 0.5, layout="constrained")
     grid = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     handles: dict[str, Any] = {}
     for index, (axes, (title, series)) in enumerate(zip(grid, panels.items(), strict=False)):
@@ -137,7 +137,7 @@ def curves(
             fontsize=9.5,
             labelcolor=INK,
         )
-    _save(figure, path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def histograms(
@@ -162,7 +162,7 @@ def histograms(
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     low, high = min(every), max(every)
     edges = np.linspace(low, max(high, low + 1e-6), 31)
-    figure = _figure(6.2, 1.5 * len(panels) + 0.9, layout="constrained")
+    figure = new_figure(6.2, 1.5 * len(panels) + 0.9, layout="constrained")
     grid = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False).flat)
     handles: dict[str, Any] = {}
     for axes, (title, series) in zip(grid, panels.items(), strict=True):
@@ -189,7 +189,7 @@ def histograms(
         fontsize=9.5,
         labelcolor=INK,
     )
-    _save(figure, path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _plain_log_axis(axes: Any) -> None:
@@ -202,7 +202,7 @@ def _plain_log_axis(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Any:
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Any:
     """A white figure of this size in inches, drawn by Agg whatever the machine is set up for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -212,6 +212,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return figure
 
 
-def _save(figure: Any, path: str | os.PathLike[str], dpi: int) -> None:
+def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> None:
+    """Write the picture, without a rim; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.12)
