@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .wave import nearest
@@ -45,12 +46,17 @@ def compose(sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return (u * sigma[..., None, :]) @ v.T
 
 
-def apply(x: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """x W^T without building W: x (..., m2), sigma (r,), u (m1, r), v (m2, r) -> (..., m1).
+def apply(x: Tensor, sigma: Tensor, u: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias without building W: x (..., m2), sigma (r,), u (m1, r), v (m2, r), bias (m1,) -> (..., m1).
 
     2 r (m1 + m2) FLOPs a token, against 2 m1 m2 for the dense W.
     """
-    return ((x @ v) * sigma) @ u.T
+    return expand((x @ v) * sigma, u, bias)
+
+
+def expand(hidden: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
+    """The second half of `apply`. The bias goes into the product: a pass over the outputs of its own costs a sixth."""
+    return F.linear(hidden, u, None if bias is None else bias.to(hidden.dtype))
 
 
 def apply_is_cheaper(tokens: int, rank: int, shape: Sequence[int]) -> bool:

@@ -66,8 +66,8 @@ def compose(scaler: Tensor, templates: Tensor, *, shape: Sequence[int]) -> Tenso
     return weight.reshape(*scaler.shape[:-3], a * w1, b * w2)[..., : shape[0], : shape[1]]
 
 
-def apply(x: Tensor, scaler: Tensor, templates: Tensor, *, shape: Sequence[int]) -> Tensor:
-    """x W^T without building W: x (..., m2), scaler (N, a, b), templates (N, w1, w2) -> (..., m1).
+def apply(x: Tensor, scaler: Tensor, templates: Tensor, bias: Tensor | None = None, *, shape: Sequence[int]) -> Tensor:
+    """x W^T + bias without building W: x (..., m2), scaler (N, a, b), templates (N, w1, w2) -> (..., m1).
 
     The cheaper of two orders, per token 2 N w1 (m2 + a b) or 2 N w2 (m1 + a b) FLOPs, against 2 m1 m2 for the dense W.
     """
@@ -83,7 +83,8 @@ def apply(x: Tensor, scaler: Tensor, templates: Tensor, *, shape: Sequence[int])
         mix = scaler.permute(1, 0, 2).reshape(a * num, b)
         hidden = torch.bmm(mix.expand(tiles.shape[0], -1, -1), tiles)  # (tokens, a N, w2)
         y = hidden.reshape(-1, num * w2) @ templates.permute(0, 2, 1).reshape(num * w2, w1)
-    return y.reshape(*x.shape[:-1], a * w1)[..., : shape[0]]
+    y = y.reshape(*x.shape[:-1], a * w1)[..., : shape[0]]
+    return y if bias is None else y + bias
 
 
 def apply_is_cheaper(tokens: int, templates_shape: Sequence[int], shape: Sequence[int]) -> bool:

@@ -15,8 +15,8 @@ class PointwiseConv(LearngeneLayer):
         plain = base.stride == (1, 1) and base.padding in ((0, 0), "valid", "same")
         return plain and super()._product_is_cheaper(adapter, tokens)
 
-    def _product(self, adapter: str, x: Tensor) -> Tensor:
-        return super()._product(adapter, self._read(x).movedim(-3, -1)).movedim(-1, -3)
+    def _product(self, adapter: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return super()._product(adapter, self._read(x).movedim(-3, -1), bias).movedim(-1, -3)
 
     def _read(self, x: Tensor) -> Tensor:
         """The places of x that the kernel reads, in their order."""
@@ -28,10 +28,6 @@ class PointwiseConv(LearngeneLayer):
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.get_base_layer()._conv_forward(x, weight[:, :, None, None], bias)
-
-    def _bias(self) -> Tensor | None:
-        bias = super()._bias()
-        return None if bias is None else bias[:, None, None]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False  # PEFT converts two-dimensional weights only

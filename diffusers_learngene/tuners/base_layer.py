@@ -35,9 +35,9 @@ class LearngeneLayer(SharingLayer):
         scaler = self._scaled(adapter)
         return self.bank(adapter)(scaler, self.shape, self.offsets[adapter]).to(scaler.device)
 
-    def _product(self, adapter: str, x: Tensor) -> Tensor:
-        """x f(bank, scaler)^T, (..., in) -> (..., out), times the adapter's scale, without building f(...)."""
-        return self.bank(adapter)(self._scaled(adapter, x), self.shape, self.offsets[adapter], x).to(x.device)
+    def _product(self, adapter: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x f(bank, scaler)^T + bias, (..., in) -> (..., out), f scaled as the adapter is, without building f(...)."""
+        return self.bank(adapter)(self._scaled(adapter, x), self.shape, self.offsets[adapter], x, bias).to(x.device)
 
     def _product_is_cheaper(self, adapter: str, tokens: int) -> bool:
         """Whether `_product` takes less than building the weight and multiplying `tokens` rows with it."""
@@ -176,11 +176,11 @@ class LearngeneLayer(SharingLayer):
         dtype = x.dtype
         if not self._factored(adapter, x):
             return self._linear(x, self._weight(adapter).to(dtype), self._base_bias())
-        result = self._product(adapter, self._cast_input_dtype(x, self._adapter_dtype(adapter)))
+        x = self._cast_input_dtype(x, self._adapter_dtype(adapter))
+        result = self._product(adapter, x, self._base_bias())
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # on the meta device, asking is an error
             dtype = torch.get_autocast_dtype(x.device.type)
-        bias = self._bias()
-        return (result if bias is None else result + bias).to(dtype)
+        return result.to(dtype)
 
     def _adapter_dtype(self, adapter: str) -> torch.dtype:
         return self.scaler(adapter).weight.dtype
@@ -201,10 +201,6 @@ class LearngeneLayer(SharingLayer):
         bias = base.bias
         hook.post_forward(base, None)
         return bias
-
-    def _bias(self) -> Tensor | None:
-        """The base layer's bias in a shape that adds to the result."""
-        return self._base_bias()
 
     def __repr__(self) -> str:
         return f"{self.adapter_layer_names[0].removesuffix('_bank')}.{super().__repr__()}"

@@ -58,8 +58,15 @@ class Bank(nn.Module):
     # Along which axis the tensors list the components that a scaler weighs; a scaler lists them along its first.
     component_axis: int
 
-    def forward(self, scaler: Tensor, shape: Sequence[int], offset: int, x: Tensor | None = None) -> Tensor:
-        """W (m1, m2) of a scaler and a shape (m1, m2), or x W^T (..., m1) of x (..., m2).
+    def forward(
+        self,
+        scaler: Tensor,
+        shape: Sequence[int],
+        offset: int,
+        x: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """W (m1, m2) of a scaler and a shape (m1, m2), or x W^T + bias (..., m1) of x (..., m2).
 
         Args:
             offset: rows before W in the fused matrix of its layer.

@@ -26,9 +26,16 @@ class FactorBank(Bank):
         self.u = nn.Parameter(torch.empty(rows, rank))
         self.v = nn.Parameter(torch.empty(columns, rank))
 
-    def forward(self, scaler: Tensor, shape: Sequence[int], offset: int, x: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        scaler: Tensor,
+        shape: Sequence[int],
+        offset: int,
+        x: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         u, v = self.u[offset : offset + shape[0]].to(scaler.device), self.v.to(scaler.device)
-        return fine.compose(scaler, u, v) if x is None else fine.apply(x, scaler, u, v)
+        return fine.compose(scaler, u, v) if x is None else fine.apply(x, scaler, u, v, bias)
 
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
         return fine.apply_is_cheaper(tokens, self.rank, shape)

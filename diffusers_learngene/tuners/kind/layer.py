@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...functional import kind
+from ...functional import fine, kind
 from ..base_conv import PointwiseConv
 from ..base_layer import LearngeneLayer
 from ..base_sharing import Scope
@@ -27,12 +27,18 @@ class TailoredBank(FactorBank):
         self.users = 0  # layers: three for q, k and v
 
     def forward(
-        self, scaler: Tensor, shape: Sequence[int], offset: int, x: Tensor | None = None, gate: Gate | None = None
+        self,
+        scaler: Tensor,
+        shape: Sequence[int],
+        offset: int,
+        x: Tensor | None = None,
+        bias: Tensor | None = None,
+        gate: Gate | None = None,
     ) -> Tensor:
         if x is None or gate is None:
-            return super().forward(scaler, shape, offset, x)
+            return super().forward(scaler, shape, offset, x, bias)
         u, v = self.u[offset : offset + shape[0]].to(scaler.device), self.v.to(scaler.device)
-        return (gate.project(x, self, v, self.users) * scaler) @ u.T
+        return fine.expand(gate.project(x, self, v, self.users) * scaler, u, bias)
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -131,10 +137,10 @@ class KINDLayer(LearngeneLayer):
         gated = sigma * kind.gate(units.to(sigma.device), bank.num_learngene, bank.num_tailors)
         return gated if x is None or gated.dim() == 1 else kind.spread(gated, x.dim()).to(x.device)
 
-    def _product(self, adapter: str, x: Tensor) -> Tensor:
+    def _product(self, adapter: str, x: Tensor, bias: Tensor | None = None) -> Tensor:
         bank: Any = self.bank(adapter)
         scaler = self._scaled(adapter, x)
-        return bank(scaler, self.shape, self.offsets[adapter], x, self.gate.gate).to(x.device)
+        return bank(scaler, self.shape, self.offsets[adapter], x, bias, self.gate.gate).to(x.device)
 
     def _factored(self, adapter: str, x: Tensor) -> bool:
         if self._is_gated(adapter) and not isinstance(self._given_gate().classes, int):

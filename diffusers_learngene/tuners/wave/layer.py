@@ -25,12 +25,19 @@ class TemplateBank(Bank):
         self.size: tuple[int, int, int] = (num_templates, height, width)
         self.templates = nn.Parameter(torch.empty(self.size))
 
-    def forward(self, scaler: Tensor, shape: Sequence[int], offset: int, x: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        scaler: Tensor,
+        shape: Sequence[int],
+        offset: int,
+        x: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """As `Bank`; every row of the fused matrix has the same templates."""
         templates = self.templates.to(scaler.device)
         if x is None:
             return wave.compose(scaler, templates, shape=shape)
-        return wave.apply(x, scaler, templates, shape=shape)
+        return wave.apply(x, scaler, templates, bias, shape=shape)
 
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
         return wave.apply_is_cheaper(tokens, self.size, shape)
