@@ -15,8 +15,9 @@ CreTok        each artefact of --cretok: several, trained with theta 0.3, 0.5 an
 
 All methods get the same pairs, seeds and starting noise, and one neutral caption is scored. CLIP: similarity of the
 image to "a photo of a {concept}", summed over both concepts (is it all there?) and its difference (is one missing?).
-PickScore is a CLIP, too; VQA: the probability that a model of transformers answers yes to whether the image shows the
-caption (which model the paper asked is not known). ImageReward is no model of transformers, and is not here.
+PickScore is a CLIP, too; ImageReward is a BLIP (see image_reward.py for how to convert its weights); VQA: the
+probability that a chat model with eyes, of transformers, answers yes to whether the image shows the caption (which
+model the paper asked is not known).
 
 Written: quality.json, with means and paired 95 % bootstrap intervals (over pairs) of the differences to "creative",
 and quality.png. The scores say something if base and scorers were trained: tiny or random weights prove nothing.
@@ -45,7 +46,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add("--clip_model", required=True, help="a CLIPModel with its processor")
     add("--pickscore_model", help="a CLIPModel with its processor, as PickScore is")
     add("--pickscore_processor", help="where its processor is; default: with the model")
-    add("--vqa_model", help="an image-text-to-text model with its processor")
+    add("--imagereward_model", help="a folder with the weights in model.safetensors")
+    add("--imagereward_tokenizer", default="google-bert/bert-base-uncased")
+    add("--vqa_model", help="an image-text-to-text model with its processor, which has a chat template")
     add("--pairs_file", default=str(PAIRS), help="of a JSON file, the held-out and unseen pairs; of text, all")
     add("--num_pairs", type=int, help="default: all")
     add("--seeds", type=int, default=4, help="images of each pair and method")
@@ -62,6 +65,7 @@ args = parse_args() if __name__ == "__main__" else None  # before the imports th
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from image_reward import ImageReward  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel  # noqa: E402
@@ -135,32 +139,43 @@ def pick_score(model: CLIPModel, processor: Any, image: Any, pair: Pair) -> dict
 
 @torch.no_grad()
 def vqa_score(model: Any, processor: Any, image: Any, pair: Pair) -> dict[str, float]:
-    """The probability of yes, of yes and no, as the first word of the answer."""
+    """The probability of yes, of yes and no, as the next word of a conversation."""
     question = f'Does this figure show "{caption(pair)}"? Please answer yes or no.'
-    inputs = processor(text=question, images=image, return_tensors="pt").to(model.device)
-    output = model.generate(**inputs, max_new_tokens=1, output_scores=True, return_dict_in_generate=True)
-    words = [processor.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("yes", "no")]
-    return {"vqa": output.scores[0][0, words].softmax(0)[0].item()}
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
+    answer = model(**inputs).logits[0, -1].float().softmax(0)
+    yes, no = (answer[_first_tokens(processor.tokenizer, words)].sum() for words in (("yes", "Yes"), ("no", "No")))
+    return {"vqa": (yes / (yes + no)).item()}
+
+
+def _first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    return sorted({tokenizer(word, add_special_tokens=False).input_ids[0] for word in words})
+
+
+def image_reward(model: ImageReward, image: Any, pair: Pair) -> dict[str, float]:
+    return {"imagereward": model(caption(pair), image)}
 
 
 def load_scorers(args: argparse.Namespace, device: str) -> list[Scorer]:
-    def load(kind: Any, name: str, processor: str | None = None) -> dict[str, Any]:
-        return {
-            "model": kind.from_pretrained(name).to(device).eval(),
-            "processor": AutoProcessor.from_pretrained(processor or name),
-        }
+    def load(score: Callable[..., dict[str, float]], kind: Any, name: str, processor: str | None = None) -> Scorer:
+        model = kind.from_pretrained(name).to(device).eval()
+        return partial(score, model, AutoProcessor.from_pretrained(processor or name))
 
-    scorers: list[Scorer] = [partial(_with, clip_scores, load(CLIPModel, args.clip_model))]
+    scorers = [load(clip_scores, CLIPModel, args.clip_model)]
     if args.pickscore_model:
-        loaded = load(CLIPModel, args.pickscore_model, args.pickscore_processor)
-        scorers.append(partial(_with, pick_score, loaded))
+        scorers.append(load(pick_score, CLIPModel, args.pickscore_model, args.pickscore_processor))
+    if args.imagereward_model:
+        reward = ImageReward(args.imagereward_model, args.imagereward_tokenizer).to(device)
+        scorers.append(partial(image_reward, reward))
     if args.vqa_model:
-        scorers.append(partial(_with, vqa_score, load(AutoModelForImageTextToText, args.vqa_model)))
+        scorers.append(load(vqa_score, AutoModelForImageTextToText, args.vqa_model))
     return scorers
-
-
-def _with(score: Callable[..., dict[str, float]], loaded: dict[str, Any], image: Any, pair: Pair) -> dict[str, float]:
-    return score(loaded["model"], loaded["processor"], image, pair)
 
 
 def compare(rows: list[dict], methods: list[str], scores: list[str], *, draws: int = 2000) -> list[dict]:

@@ -76,6 +76,16 @@ def train_cretok():
 
 
 @pytest.fixture(scope="module")
+def cretok_speed():
+    return Example("benchmark/cretok_speed.py", "--width 64 --layers 1 --pairs 4")
+
+
+@pytest.fixture(scope="module")
+def cretok_quality():
+    return Example("benchmark/cretok_quality.py", "--num_pairs 2 --seeds 1 --num_inference_steps 1 --resolution 16")
+
+
+@pytest.fixture(scope="module")
 def train_kind():
     return Example("train_kind.py", TINY_KIND)
 
@@ -100,3 +110,11 @@ def image_folder(digits, tmp_path_factory):
         for index, row in enumerate(rows):
             row["image"].save(folder / f"class-{label}" / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Pairs of words that the tiny tokenizers know."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.txt"
+    path.write_text("lettuce, mantis\nbee, frog\nowl, unicorn\nsheep, cauliflower\n")
+    return path

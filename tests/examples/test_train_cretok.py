@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """train_cretok.py and the benchmarks of CreTok on tiny models: that they run and are exact, not how good they are."""
 
-import importlib.util
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPProcessor
 
 from diffusers_learngene import CreTok, CreTokPipeline
 from diffusers_learngene.pipelines.encoders import clip_encoders
-from diffusers_learngene.training.toy_world import create_clip
-from text_to_image import FAMILIES, clip_tokenizer, make_cretok, pipeline
+from text_to_image import pipeline
 
 
-BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmark"
 SETS = ["training pairs", "unseen pairs", "unseen concepts"]
 
 
@@ -37,14 +32,6 @@ def sdxl(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sdxl")
     pipeline("sdxl").save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """Pairs of words that the tiny tokenizers know."""
-    path = tmp_path_factory.mktemp("pairs") / "pairs.txt"
-    path.write_text("lettuce, mantis\nbee, frog\nowl, unicorn\nsheep, cauliflower\n")
-    return path
 
 
 def test_help_imports_nothing_heavy(train_cretok):
@@ -178,47 +165,8 @@ def test_example_images(train_cretok, sdxl, words, tmp_path):
     assert "![examples.png](examples.png)" in (tmp_path / "cretok" / "README.md").read_text()
 
 
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_speed(tmp_path):
-    module = benchmark("cretok_speed")
-    rows = module.main(
-        module.parse_args(["--width", "64", "--layers", "1", "--pairs", "4", "--output_dir", str(tmp_path)])
-    )
+def test_speed(cretok_speed, tmp_path):
+    rows = cretok_speed("--output_dir", tmp_path)
     assert [row["update"] for row in rows] == ["ours", "cached", "naive"]
     assert all(float(row["error of the gradient"]) < 1e-4 for row in rows) and rows[0]["naive / this"] > 1
     assert json.loads((tmp_path / "cretok_speed.json").read_text())["pairs"] == 4
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_quality(family, tmp_path, words):
-    """Random weights: that it runs."""
-    pipeline(family).save_pretrained(tmp_path / "base")
-    for index, theta in enumerate((0.3, 0.5)):
-        make_cretok(family, seed=index, training={"theta": [theta]}).save_pretrained(tmp_path / f"token-{index}")
-    tokenizer = clip_tokenizer()
-    clip = create_clip(tokenizer, seed=0)
-    clip.save_pretrained(tmp_path / "clip")
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPProcessor(CLIPImageProcessor(**sizes), tokenizer).save_pretrained(tmp_path / "clip")
-    module = benchmark("cretok_quality")
-    arguments = f"--clip_model {tmp_path}/clip --pickscore_model {tmp_path}/clip --cretok {tmp_path}/token-0 "
-    arguments += (
-        f"{tmp_path}/token-1 --pretrained_model_name_or_path {tmp_path}/base --pairs_file {words} --num_pairs 2 "
-    )
-    arguments += f"--seeds 1 --num_inference_steps 1 --resolution 16 --output_dir {tmp_path}/out"
-    found = module.main(module.parse_args(arguments.split()))
-    assert [row["method"] for row in found["summary"]] == [
-        *("creative", "column swap", "CreTok, theta 0.3", "CreTok, theta 0.5")
-    ]
-    assert len(found["rows"]) == 2 * 4 and found["scores"] == ["clip_sum", "clip_imbalance", "pickscore"]
-    for row in found["summary"][1:]:
-        mean, low, high = row["clip_sum - creative"]
-        assert low <= mean <= high and row["seconds"] > 0
-    assert json.loads((tmp_path / "out" / "quality.json").read_text())["summary"] == found["summary"]
-    assert (tmp_path / "out" / "quality.png").stat().st_size > 1000
