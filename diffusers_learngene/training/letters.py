@@ -20,15 +20,7 @@ from .sampler import seeded_generator
 
 __all__ = ["CHARACTERS", "FONTS", "load_letters"]
 
-CHARACTERS = (
-    "23456789"
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    "abdefhijmnrty"
-    "ΓΔΘΛΞΠΣΦΨΩ"
-    "αβδεζλμξσω"
-    "БДЖИЦЧШЫЭЮЯЪЉЊЂ"
-    "&@#%?≠*$€£¥§¶∞√∂∇÷"
-)
+CHARACTERS = "23456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefhijmnrtyΓΔΘΛΞΠΣΦΨΩαβδεζλμξσωБДЖИЦЧШЫЭЮЯЪЉЊЂ&@#%?≠*$€£¥§¶∞√∂∇÷"
 # Without italics proper, in which an a is an alpha; each of these has all the characters.
 FONTS = (
     "DejaVuSans",
@@ -106,7 +98,9 @@ def _distort(glyphs: torch.Tensor, resolution: int, draws: torch.Generator) -> t
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], 1).view(-1, 2, 2)
     stretch = torch.eye(2).repeat(count, 1, 1)
     stretch[:, 0, 1] = shear
-    maps = torch.cat([rotation @ stretch / scale[:, :, None], move[:, :, None]], dim=2)  # from the new image to the old
+    maps = torch.cat(
+        [rotation @ stretch / scale[:, :, None], move[:, :, None]], dim=2
+    )  # from the new image to the old
     # Four times too large, and then averaged: no jagged edges.
     fine = F.affine_grid(maps, [count, 1, 2 * resolution, 2 * resolution], align_corners=False)
     images = F.grid_sample(glyphs[:, None], fine, align_corners=False)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GTL's learngene, a circuit of channels: pure functions of state dicts.
 
-A network has convolutions l with weights W_l (out, in, k, k) and batch norms BN_l. A circuit is a set of channels S_l of
-every layer, with the weights among them and nothing else:
+A network has convolutions l with weights W_l (out, in, k, k) and batch norms BN_l. A circuit is a set of channels S_l
+of every layer, with the weights among them and nothing else:
 
     G = { W_l[S_l, S_(l-1)],  BN_l[S_l] }          S_0 = all channels of the image
 
@@ -152,8 +152,8 @@ def mutate(
 ) -> tuple[IndexSets, int]:
     """Swap some channels for others of the same host, which come with the weights that they learned there.
 
-    With `probability`, max(1, rate x |S|) random members of a set go, and as many that were not in it come. Sizes stay,
-    and so does the budget.
+    With `probability`, max(1, rate x |S|) random members of a set go, and as many that were not in it come. Sizes
+    stay, and so does the budget.
 
     Args:
         widths: of the host.
@@ -164,13 +164,15 @@ def mutate(
     """
     mutated, swapped = {}, 0
     for name, members in sets.items():
-        keep = torch.ones(widths[name], dtype=torch.bool)
-        keep[members] = False
-        others = keep.nonzero()[:, 0]
+        outside = torch.ones(widths[name], dtype=torch.bool)
+        outside[members] = False
+        others = outside.nonzero()[:, 0]
         count = min(max(1, round(rate * len(members))), len(others))
-        draws = torch.rand(1, generator=generator), *(torch.randperm(len(x), generator=generator) for x in (members, others))
-        if draws[0].item() < probability:
-            members = torch.cat([members[draws[1][count:]], others[draws[2][:count]]]).sort().values
+        chance = torch.rand((), generator=generator).item()
+        stay = torch.randperm(len(members), generator=generator)[count:]
+        come = torch.randperm(len(others), generator=generator)[:count]
+        if chance < probability:
+            members = torch.cat([members[stay], others[come]]).sort().values
             swapped += count
         mutated[name] = members
     return mutated, swapped

@@ -10,8 +10,8 @@
                     has seen: its validation accuracy is the fitness
     tournament; the pool ages (scores x alpha), winners come in, their ancestors get credit, the best M stay
 
-What a generation learns is thus passed on only as far as it helps to learn something else. The abstracts say: populations,
-tournaments, mutation, k-way tasks as environment, critics on held-out classes. The rest is our reading:
+What a generation learns is thus passed on only as far as it helps to learn something else. The abstracts say:
+populations, tournaments, mutation, k-way tasks as environment, critics on held-out classes. The rest is our reading:
 
 - A winner's score is its accuracy above chance, from 0 to 1. Credit to ancestors follows GRL (`selection`); w_j is how
   much of the circuit the mutation left (`circuit.overlap`).
@@ -94,6 +94,7 @@ class EvolutionOptions:
     selection: Literal["tournament", "random"] = "tournament"
     inherit: Literal["weights", "structure"] = "weights"
     fill: Fill = "zero"
+    closed: bool = True
     networks_per_batch: int = 8
     seed: int = 0
 
@@ -228,25 +229,28 @@ class Evolution:
             return None
         return self.pool[draw([gene.score for gene in self.pool], self._draws(index, _BIRTH))]
 
-    def _live(self, batch: Sequence[int], parents: Sequence[Gene | None]) -> tuple[list[dict[str, Tensor]], list[dict]]:
+    def _live(
+        self, batch: Sequence[int], parents: Sequence[Gene | None]
+    ) -> tuple[list[dict[str, Tensor]], list[dict[str, Any]]]:
         """Births, lives, and extraction with mutation, of newborns that live as one batch."""
         options, generation = self.options, self.generation
         seeds = [self._seed(index, _NETWORK) for index in batch]
-        population = self._grow([parent and parent.tensors for parent in parents], seeds)
+        population = self._grow([None if parent is None else parent.tensors for parent in parents], seeds)
         tasks = [self._life_task(generation, index) for index in batch]
-        live(population, self.images, tasks, options.life, [self._draws(index, _LIFE) for index in batch])
+        draws = [self._draws(index, _LIFE) for index in batch]
+        live(population, self.images, tasks, options.life, draws, keep_zeros=options.closed)
 
         circuits, facts = [], []
         for place, (index, parent) in enumerate(zip(batch, parents, strict=True)):
-            draws = self._draws(index, _MUTATION)
+            chance = self._draws(index, _MUTATION)
             if parent is None:
-                sets, swapped, kept = random_sets(self.widths, self.sizes, draws), 0, 1.0
+                sets, swapped, kept = random_sets(self.widths, self.sizes, chance), 0, 1.0
             else:
                 inherited = first_sets(self.sizes)
                 sets, swapped = mutate(
                     inherited,
                     self.widths,
-                    draws,
+                    chance,
                     probability=options.mutation_probability,
                     rate=options.mutation_rate,
                 )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .tasks import ClassImages, Task
 
@@ -144,13 +145,17 @@ def live(
     life: Life,
     generators: Sequence[torch.Generator],
     *,
+    keep_zeros: bool = False,
     watch: Mapping[int, Callable[[int], Any]] | None = None,
+    desc: str | None = None,
 ) -> None:
     """Train every network of a population on its own task, in place.
 
     Args:
         tasks, generators: of each network; the generator draws its batches, epoch by epoch.
+        keep_zeros: kernel weights that are zero before the training are so after it.
         watch: what to call after so many steps, with their number; 0 is before the first.
+        desc: of a progress bar.
     """
     parameters = list(population.parameters())
     device = parameters[0].device
@@ -160,11 +165,12 @@ def live(
     batches = torch.stack(
         [_batches(len(task.train_rows), life, draws) for task, draws in zip(tasks, generators, strict=True)], dim=1
     )
+    kept = [(weight, weight != 0) for weight in parameters if weight.ndim == 4] if keep_zeros else []
     watch = watch or {}
     if 0 in watch:
         watch[0](0)
     population.train()
-    for step in range(life.steps):
+    for step in tqdm(range(life.steps), desc=desc, disable=desc is None, delay=2):
         rows, labels = (
             torch.stack([values[chosen] for values, chosen in zip(column, batches[step], strict=True)])
             for column in ([task.train_rows for task in tasks], [task.train_labels for task in tasks])
@@ -176,6 +182,9 @@ def live(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        with torch.no_grad():
+            for weight, mask in kept:
+                weight.mul_(mask)
         if step + 1 in watch:
             watch[step + 1](step + 1)
             population.train()
@@ -193,8 +202,7 @@ def accuracy(population: Population, images: ClassImages, tasks: Sequence[Task])
     """Of each network on the validation images of its task, which are as many for all."""
     population.eval()
     right = [
-        (population(batch).argmax(2) == labels).sum(1)
-        for batch, labels in _validation(population, images, tasks)
+        (population(batch).argmax(2) == labels).sum(1) for batch, labels in _validation(population, images, tasks)
     ]
     return (torch.stack(right).sum(0) / len(tasks[0].validation_rows)).tolist()
 
