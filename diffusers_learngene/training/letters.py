@@ -20,7 +20,17 @@ from .sampler import seeded_generator
 
 __all__ = ["CHARACTERS", "FONTS", "load_letters"]
 
-CHARACTERS = "23456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefhijmnrtyΓΔΘΛΞΠΣΦΨΩαβδεζλμξσωБДЖИЦЧШЫЭЮЯЪЉЊЂ&@#%?≠*$€£¥§¶∞√∂∇÷"
+CHARACTERS = "".join(
+    (
+        "23456789",
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        "abdefhjmnrty",
+        "ΓΔΘΞΠΣΦΨΩ",
+        "αβδεζλμξσω",
+        "БДЖИЦЧШЫЭЮЯЪЉЊЂ",
+        "&@#%?¿≠→*$€£¥§¶∞√∂∇÷",
+    )
+)
 # Without italics proper, in which an a is an alpha; each of these has all the characters.
 FONTS = (
     "DejaVuSans",

@@ -89,7 +89,7 @@ class EvolutionOptions:
     budget: float = 0.2
     mutation_probability: float = 0.5
     mutation_rate: float = 0.1
-    alpha: float = 0.6
+    alpha: float = 0.3
     beta: float = 1 / math.e
     selection: Literal["tournament", "random"] = "tournament"
     inherit: Literal["weights", "structure"] = "weights"
