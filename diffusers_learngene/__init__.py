@@ -26,6 +26,7 @@ from .tuners import (
 
 
 if TYPE_CHECKING:
+    from .evolution.gtl.artefact import Circuit, CircuitError
     from .learngene import Learngene, LearngeneError
     from .pipelines.cretok import CreTokPipeline
     from .pipelines.token import CreTok, CreTokError
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Circuit",
+    "CircuitError",
     "CreTok",
     "CreTokError",
     "CreTokPipeline",
@@ -57,6 +60,8 @@ register_peft_methods()
 register_custom_pipelines()
 
 _LAZY = {
+    "Circuit": ".evolution.gtl.artefact",
+    "CircuitError": ".evolution.gtl.artefact",
     "CreTok": ".pipelines.token",
     "CreTokError": ".pipelines.token",
     "CreTokPipeline": ".pipelines.cretok",

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The artefact of GTL: the tensors of a circuit, a description, and a card.
+
+    circuit.safetensors      kernels and batch norms under the names of the host's modules
+    config.json, README.md
+
+The description is in the metadata of the safetensors file; config.json repeats it for readers and for the Hub's
+download counter. Data only: nothing is ever unpickled, and nothing in a file names code, or a path.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...cards import card_images, render
+from ...files import write
+from ...hub import SharedArtefact
+from .circuit import NORM_ENTRIES, IndexSets, circuit_sizes, extract, inherit_, parameters
+from .networks import ConvNet, Kernel, NetworkConfig, check_layout, create_network, layout_of
+from .translation import translate
+
+
+__all__ = ["Circuit", "CircuitConfig", "CircuitError"]
+
+FORMAT_VERSION = 1
+FILE = "circuit.safetensors"
+_MODULE = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_SCALARS = (str, int, float, bool, type(None))
+
+
+class CircuitError(ValueError):
+    """A circuit's file or folder that is incomplete, damaged, or none at all; the message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class CircuitConfig:
+    """What a circuit says about itself.
+
+    Attributes:
+        layout: the kernels of its host, in the order in which they compute.
+        shapes: of its tensors, by name.
+        host: the built-in network that it was extracted from; None: another, and only networks with the same modules
+            can inherit it.
+        host_parameters: of the host's kernels and norms, of which the circuit is a part.
+        training: settings of the evolution: numbers, words, and lists of them.
+        format_version: of this layout.
+
+    Raises:
+        ValueError: a value that cannot be, or shapes that are not a circuit of this layout.
+    """
+
+    layout: tuple[Kernel, ...]
+    shapes: dict[str, tuple[int, ...]]
+    host: NetworkConfig | None
+    host_parameters: int
+    training: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version={self.format_version!r} is not 1: update diffusers-learngene.")
+        for kernel in self.layout:
+            for name in ("conv", "norm"):
+                value = getattr(kernel, name)
+                if not (name == "norm" and value is None or isinstance(value, str) and _MODULE.fullmatch(value)):
+                    raise ValueError(f"layout: {name}={value!r} must be the name of a module.")
+            if not all(isinstance(name, str) and name for name in (kernel.reads, kernel.writes)):
+                raise ValueError(f"layout: reads={kernel.reads!r}, writes={kernel.writes!r} must be names.")
+        for name, shape in self.shapes.items():
+            if not all(type(size) is int and 1 <= size <= 2**13 for size in shape):
+                raise ValueError(f"shapes: {name} is {shape!r}, not whole numbers from 1 to {2**13}.")
+        kernels = {f"{kernel.conv}.weight" for kernel in self.layout}
+        norms = {f"{kernel.norm}.{entry}" for kernel in self.layout if kernel.norm for entry in NORM_ENTRIES}
+        biases = {f"{kernel.conv}.bias" for kernel in self.layout}
+        if lacks := (kernels | norms) - self.shapes.keys():
+            raise ValueError(f"shapes lacks {sorted(lacks)[:5]} of the layout.")
+        if extra := self.shapes.keys() - kernels - norms - biases:
+            raise ValueError(f"shapes has {sorted(extra)[:5]}, which are not in the layout.")
+        check_layout({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}, self.layout)
+        for kernel in self.layout:
+            rows = (self.shapes[f"{kernel.conv}.weight"][0],)
+            for name in (f"{kernel.conv}.bias", *(f"{kernel.norm}.{entry}" for entry in NORM_ENTRIES)):
+                if self.shapes.get(name, rows) != rows:
+                    raise ValueError(f"shapes: {name} is {self.shapes[name]}, and the layout asks for {rows}.")
+        if self.host is not None and tuple(layout_of(self.host)) != self.layout:
+            raise ValueError(f"host={self.host} has another layout than this one.")
+        if type(self.host_parameters) is not int or not self.host_parameters >= self.num_parameters:
+            raise ValueError(f"host_parameters={self.host_parameters!r}: the circuit has {self.num_parameters}.")
+        if not isinstance(self.training, dict):
+            raise ValueError(f"training={self.training!r} must be a dict of settings.")
+        for key, value in self.training.items():
+            for item in value if isinstance(value, list) else [value]:
+                if not isinstance(item, _SCALARS) or isinstance(item, float) and not math.isfinite(item):
+                    raise ValueError(f"training[{key!r}]={value!r} must be a number, words, or a list of them.")
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the circuit; running statistics are none."""
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if name.endswith((".weight", ".bias")))
+
+    @property
+    def budget(self) -> float:
+        """Which part of the host's kernels and norms the circuit is."""
+        return self.num_parameters / self.host_parameters
+
+
+class Circuit(SharedArtefact, library_name="diffusers-learngene", tags=["learngene", "gtl", "safetensors"]):
+    """A learngene of GTL: `config`, and `tensors` in fp32 on the CPU.
+
+    What is set in `card` (repo_id, results, images, license, commit: all optional) goes into the model card.
+
+    Raises:
+        CircuitError: tensors that are not those of the config, or not finite.
+    """
+
+    weights = (FILE,)
+    error = CircuitError
+
+    def __init__(self, config: CircuitConfig, tensors: Mapping[str, Tensor]) -> None:
+        self.config = config
+        self.tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+        self.card = {}
+        if (shapes := {name: tuple(tensor.shape) for name, tensor in tensors.items()}) != config.shapes:
+            raise CircuitError(f"the tensors have the shapes {shapes}, but the config says {config.shapes}.")
+        for name, tensor in self.tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise CircuitError(f"{name} holds NaN or infinity.")
+
+    @classmethod
+    def extract(
+        cls,
+        network: nn.Module,
+        sets: IndexSets,
+        layout: Sequence[Kernel] | None = None,
+        *,
+        training: dict[str, Any] | None = None,
+    ) -> "Circuit":
+        """The circuit in these channels of a network.
+
+        Args:
+            sets: by index set of the layout; see `circuit.random_sets`, `circuit.largest_sets`.
+            layout: the network's convolutions; that of a built-in network is known.
+            training: for the description.
+
+        Raises:
+            ValueError: a network that is not as the layout says, or sets of other names.
+        """
+        host = network.config if isinstance(network, ConvNet) and layout is None else None
+        if layout is None and host is None:
+            raise ValueError(f"layout=None, but a {type(network).__name__} is not built in: name its convolutions.")
+        layout = layout_of(host) if host is not None else list(layout or [])
+        state = network.state_dict()
+        check_layout(state, layout)
+        if sets.keys() != (names := {kernel.writes for kernel in layout}):
+            raise ValueError(f"sets are of {sorted(sets)}, and the layout has {sorted(names)}.")
+        everything = {kernel.writes: torch.arange(len(state[f"{kernel.conv}.weight"])) for kernel in layout}
+        return cls.of(
+            {name: tensor.clone() for name, tensor in extract(state, layout, sets).items()},
+            layout,
+            host,
+            parameters(extract(state, layout, everything)),
+            training=training,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, Tensor],
+        layout: Sequence[Kernel],
+        host: NetworkConfig | None,
+        host_parameters: int,
+        *,
+        training: dict[str, Any] | None = None,
+    ) -> "Circuit":
+        """A circuit of tensors as `circuit.extract` gives them."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return cls(CircuitConfig(tuple(layout), shapes, host, host_parameters, training or {}), tensors)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By index set, its number of channels."""
+        return circuit_sizes(self.tensors, self.config.layout)
+
+    def inherit_(self, network: nn.Module) -> None:
+        """Write the circuit into the first channels of any network with the same modules, in place.
+
+        Raises:
+            ValueError: a network that is not as the layout says, or too narrow.
+        """
+        state = network.state_dict()
+        check_layout(state, self.config.layout)
+        inherit_(state, self.config.layout, self.tensors)
+
+    def descend(
+        self,
+        num_classes: int,
+        *,
+        architecture: str | None = None,
+        widths: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> ConvNet:
+        """A new network that has inherited the circuit; the rest and the head are random.
+
+        Args:
+            architecture: "vgg" or "resnet"; None, like the other two: the host's.
+            widths, depths: of each stage; see `NetworkConfig`.
+            seed: of the random weights.
+
+        Warns if the circuit cannot do all there that it did in its host; see `translation`.
+
+        Raises:
+            ValueError: a network that cannot be or is too narrow, or a circuit of no built-in network.
+        """
+        host = self.config.host
+        if host is None:
+            raise ValueError("this circuit is of a network of its own: create one and call circuit.inherit_(network).")
+        config = replace(
+            host,
+            architecture=architecture or host.architecture,
+            widths=tuple(widths or host.widths),
+            depths=tuple(depths or host.depths),
+        )
+        tensors, exact = translate(self.tensors, host, config)
+        if not exact:
+            warnings.warn(
+                f"{config} has not room for all layers of {host}: the circuit is cut short there.", stacklevel=2
+            )
+        network = create_network(config, num_classes, seed=seed)
+        inherit_(network.state_dict(), layout_of(config), tensors)
+        return network
+
+    def write_data(self, folder: Path) -> None:
+        description = _plain(self.config)
+        metadata = {"circuit": json.dumps(description)}
+        write(folder / FILE, partial(save_file, self.tensors, metadata=metadata))
+        text = json.dumps(description, indent=2)
+        write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def read_data(cls, paths: dict[str, Path]) -> "Circuit":
+        path = paths[FILE]
+        try:
+            with safe_open(path, framework="pt") as file:
+                config = _parse((file.metadata() or {}).get("circuit"))
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                if shapes != config.shapes:
+                    raise CircuitError(f"it holds {shapes}, but its description asks for {config.shapes}.")
+                tensors = {name: file.get_tensor(name) for name in shapes}
+            for name, tensor in tensors.items():
+                if not tensor.is_floating_point():
+                    raise CircuitError(f"{name} is {tensor.dtype}, which is no floating-point type.")
+            return cls(config, tensors)
+        except (SafetensorError, OSError) as error:
+            raise CircuitError(
+                f"{path} cannot be read as safetensors ({error}): download or copy it again."
+            ) from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CircuitError(f"{path} is not a circuit that can be used: {error}") from error
+
+    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
+        """The model card from hub_cards/gtl.md, with what is in `self.card`."""
+        from ... import __version__
+
+        card = {"version": __version__, **self.card, **{k: v for k, v in card_kwargs.items() if v is not None}}
+        data = ModelCardData(
+            library_name="diffusers-learngene",
+            license=card.get("license") or "apache-2.0",
+            pipeline_tag="image-classification",
+            tags=["learngene", "gtl", "safetensors"],
+        )
+        config = self.config
+        variables = {
+            "host": config.host,
+            "wider": [2 * width for width in config.host.widths] if config.host else None,
+            "num_parameters": config.num_parameters,
+            "host_parameters": config.host_parameters,
+            "budget": config.budget,
+            "training": config.training,
+            **card,
+            "images": [path.name for path in card_images(card)],
+        }
+        return ModelCard(render("gtl", data, **variables))
+
+
+def _plain(config: CircuitConfig) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _parse(description: str | None) -> CircuitConfig:
+    if description is None:
+        raise CircuitError("a safetensors file without the description of a circuit.")
+    values = _fields(CircuitConfig, json.loads(description))
+    if not isinstance(values["layout"], list) or not isinstance(values["shapes"], dict):
+        raise CircuitError("layout must be a list and shapes a dict.")
+    if not all(isinstance(shape, list) for shape in values["shapes"].values()):
+        raise CircuitError("shapes must be lists of whole numbers.")
+    values["layout"] = tuple(Kernel(**_fields(Kernel, kernel)) for kernel in values["layout"])
+    values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
+    if values["host"] is not None:
+        values["host"] = NetworkConfig(**_fields(NetworkConfig, values["host"]))
+    return CircuitConfig(**values)
+
+
+def _fields(kind: Any, values: Any) -> dict[str, Any]:
+    """The values of a dataclass, if these are exactly its own."""
+    names = {entry.name for entry in fields(kind)}
+    if not isinstance(values, dict) or values.keys() != names:
+        found = values.keys() if isinstance(values, dict) else {type(values).__name__}
+        raise CircuitError(f"the description of a {kind.__name__} lacks {names - found} and has {found - names}.")
+    return dict(values)
