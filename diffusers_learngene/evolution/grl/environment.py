@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two gymnasium environments: the ant of the paper, and a pole for machines and evenings that are small.
+"""Two gymnasium environments: the ant of the paper, and an arm for machines and evenings that are small.
 
 `LearngeneAnt-v0`: gymnasium's own MuJoCo ant (heavier, and with more grip, as in the paper) at the near end of one of
 four height fields. It is blind: 27 numbers of its body are all that it observes. Every step of 0.05 s pays
@@ -8,8 +8,8 @@ four height fields. It is blind: 27 numbers of its body are all that it observes
 
 and 100 beyond y = 57 m, where the episode ends; else it ends after 3,000 steps, or if the simulation breaks.
 
-`LearngenePole-v0`: gymnasium's MuJoCo inverted pendulum with four bodies: one point for every step of 0.04 s that the
-pole stands, for 200 steps.
+`LearngeneReacher-v0`: gymnasium's MuJoCo reacher, two joints that should bring a fingertip to a random target within 50
+steps, with four bodies. Every step costs the distance to the target and |a|^2: a newborn's thrashing is what is dear.
 """
 
 import os
@@ -22,28 +22,28 @@ import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
-from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
+from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from .terrains import COLUMNS, LENGTH, ROWS, WIDTH, height_field
 
 
-__all__ = ["ANT", "POLE", "POLE_TASKS", "LearngeneAntEnv", "LearngenePoleEnv", "register_environments"]
+__all__ = ["ANT", "ARMS", "REACHER", "LearngeneAntEnv", "LearngeneReacherEnv", "register_environments"]
 
-ANT, POLE = "LearngeneAnt-v0", "LearngenePole-v0"
+ANT, REACHER = "LearngeneAnt-v0", "LearngeneReacher-v0"
 START, GOAL, PRIZE = -50.0, 57.0, 100.0
 LOWEST, HIGHEST = -30.0, 3.0  # of the torso, metres
 LIFT = 0.4  # metres: MuJoCo has no heights below zero, so the field is lifted and its geometry lowered
 _TOP = 2.0
 
-# What of the pendulum differs by task: gravity (m/s^2), the pole's mass, the motor's strength.
-POLE_TASKS = {
-    "earth": (9.81, 1.0, 1.0),
-    "moon": (4.0, 1.0, 0.6),
-    "heavy": (9.81, 2.0, 1.0),
-    "strong": (14.0, 1.0, 1.6),
-    "jupiter": (20.0, 1.0, 1.0),
+# What of the reacher differs by task: mass, damping of the joints and strength of the motors, of gymnasium's own.
+ARMS = {
+    "plain": (1.0, 1.0, 1.0),
+    "heavy": (2.5, 1.0, 1.0),
+    "stiff": (1.0, 3.0, 1.0),
+    "weak": (1.0, 1.0, 0.5),
+    "light": (0.5, 0.7, 1.5),
 }
 
 
@@ -163,34 +163,34 @@ def _ant_on_a_field(path: Path) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-class LearngenePoleEnv(InvertedPendulumEnv, _Rendered):
-    """The pole with one of several bodies; see the module.
+class LearngeneReacherEnv(ReacherEnv, _Rendered):
+    """The arm with one of several bodies; see the module.
 
     Args:
-        task: "earth", "moon", "heavy", "strong"; or "jupiter", which no evolution here sees.
+        task: "plain", "heavy", "stiff", "weak"; or "light", which no evolution here sees.
 
     Raises:
         ValueError: an unknown task.
     """
 
     def __init__(
-        self, task: str = "earth", *, render_mode: str | None = None, width: int = 480, height: int = 270
+        self, task: str = "plain", *, render_mode: str | None = None, width: int = 480, height: int = 270
     ) -> None:
-        if task not in POLE_TASKS:
-            raise ValueError(f"task={task!r} is not one of {list(POLE_TASKS)}.")
+        if task not in ARMS:
+            raise ValueError(f"task={task!r} is not one of {list(ARMS)}.")
         super().__init__(render_mode=render_mode, width=width, height=height)
         self.task = task
-        gravity, mass, strength = POLE_TASKS[task]
-        self.model.opt.gravity[2] = -gravity
-        pole = self.model.body("pole").id
-        self.model.body_mass[pole] *= mass
-        self.model.body_inertia[pole] *= mass
+        mass, damping, strength = ARMS[task]
+        self.model.body_mass[:] *= mass
+        self.model.body_inertia[:] *= mass
+        self.model.dof_damping[:2] *= damping  # the other two move the target, which rests
         self.model.actuator_gear[:, 0] *= strength
+        mujoco.mj_setConst(self.model, self.data)
 
 
 def register_environments() -> None:
     """Make `gymnasium.make` know both; once is enough, twice does no harm."""
-    for name, entry, steps in ((ANT, LearngeneAntEnv, 3000), (POLE, LearngenePoleEnv, 200)):
+    for name, entry, steps in ((ANT, LearngeneAntEnv, 3000), (REACHER, LearngeneReacherEnv, 50)):
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point=f"{entry.__module__}:{entry.__name__}", max_episode_steps=steps)
 
