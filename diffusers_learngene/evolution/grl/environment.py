@@ -154,9 +154,7 @@ def _ant_on_a_field(path: Path) -> str:
     find("worldbody/body[@name='torso']").set("pos", f"0 {START} 0.75")
     find("asset/material[@name='MatPlane']").attrib |= {"reflectance": "0", "texrepeat": "20 60"}
     size = f"{WIDTH / 2} {LENGTH / 2} {_TOP + LIFT} 0.1"
-    ElementTree.SubElement(
-        find("asset"), "hfield", name="terrain", nrow=str(ROWS), ncol=str(COLUMNS), size=size
-    )
+    ElementTree.SubElement(find("asset"), "hfield", name="terrain", nrow=str(ROWS), ncol=str(COLUMNS), size=size)
     floor = find("worldbody/geom[@name='floor']")
     floor.attrib |= {"type": "hfield", "hfield": "terrain", "pos": f"0 0 {-LIFT}"}
     del floor.attrib["size"]

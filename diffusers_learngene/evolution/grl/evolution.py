@@ -206,13 +206,19 @@ def _heir(life: Life, heritage: Heritage) -> Heir:
 
 
 def _record(pool: Sequence[Entry], lives: Sequence[Life], fitness: Sequence[float], speed: float) -> dict[str, Any]:
-    instincts = [life.scores[0] for life in lives if life.scores[0] is not None]
     return {
         "fitness": sum(fitness) / len(fitness),
-        "instinct": sum(instincts) / len(instincts) if instincts else None,
+        "return": mean_return([score for life in lives for score in life.scores]),
+        "instinct": mean_return([life.scores[0] for life in lives]),
         "steps per second": speed,
         "probabilities": {name_of(gene_type): value for gene_type, value in type_probabilities(pool).items()},
     }
+
+
+def mean_return(scores: Sequence[float | None]) -> float | None:
+    """Of the epochs in which an episode ended; None if there are none."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
 
 
 def name_of(gene_type: GeneType) -> str:

@@ -134,7 +134,9 @@ def make_environment(config: LifeConfig, task: str, **options: Any) -> Any:
 
         from . import environment  # registers ours
     except ImportError as error:
-        raise ValueError(f"lives need gymnasium and MuJoCo: pip install 'diffusers-learngene[rl]' ({error}).") from error
+        raise ValueError(
+            f"lives need gymnasium and MuJoCo: pip install 'diffusers-learngene[rl]' ({error})."
+        ) from error
     environment.register_environments()
     return gymnasium.make(
         config.environment,

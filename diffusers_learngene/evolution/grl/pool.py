@@ -157,9 +157,7 @@ def pay(
     return [replace(entry, score=entry.score + gains.get(entry.id, 0.0)) for entry in pool]
 
 
-def draw_filing(
-    inherited: GeneType, probabilities: Mapping[GeneType, float], generator: torch.Generator
-) -> GeneType:
+def draw_filing(inherited: GeneType, probabilities: Mapping[GeneType, float], generator: torch.Generator) -> GeneType:
     """The type under which a survivor is filed: weights p, and 1 more for the type that it inherited."""
     weights = [probability + (gene_type == inherited) for gene_type, probability in probabilities.items()]
     return list(probabilities)[draw(weights, generator)]

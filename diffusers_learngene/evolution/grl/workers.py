@@ -89,7 +89,9 @@ class Workers:
         hidden = not self.accelerator.is_main_process
         with tqdm(total=len(mine), desc=name, unit="life", disable=hidden, leave=False) as bar:
             lives = self._run([jobs[index] for index in mine], bar)
-        everyone = dict(gather_object(list(zip(mine, lives, strict=True)))) if processes > 1 else dict(enumerate(lives))
+        everyone = (
+            dict(gather_object(list(zip(mine, lives, strict=True)))) if processes > 1 else dict(enumerate(lives))
+        )
         ordered = [everyone[index] for index in range(len(jobs))]
         self.steps_per_second = sum(life.steps for life in ordered) / (time.perf_counter() - begin)
         return ordered
