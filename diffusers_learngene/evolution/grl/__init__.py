@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GRL: genes in intelligent agents, evolved over generations of reinforcement learning.
+
+Fu Feng, Jing Wang, Xin Geng, "Genes in Intelligent Agents" (arXiv 2306.10225; Artificial Intelligence 348, 2025). What
+is done here follows the authors' published code in its facts, and in none of its lines. A newborn inherits two of the
+six layers of the policy network of a trained agent, its gene, and learns the rest in a life of PPO:
+
+    terrains, environment    the four terrains, and the ant that crosses them blindly
+    network, ppo, life       one life: a pure function of (task, seed, inherited layers)
+    genes, pool              which layers are passed on, and whose
+    evolution, evaluation    generations of lives; what the genes are worth
+    artefact                 a gene as a file, for any policy
+"""
+
+from .artefact import Gene, GeneConfig, GeneError
+from .genes import actor_layers, gene_types, inherit_
+
+
+__all__ = ["Gene", "GeneConfig", "GeneError", "actor_layers", "gene_types", "inherit_"]
