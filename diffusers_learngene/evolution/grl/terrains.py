@@ -108,11 +108,11 @@ def _bumpy() -> NDArray[np.float64]:
 def _rubble() -> NDArray[np.float64]:
     """23 rows of square stepped pyramids, small ones of 8 and big ones of 18 cells, higher the farther they are."""
     field, row = _flat(), 101
-    for big in _BIG_RUBBLE:
+    for index, big in enumerate(_BIG_RUBBLE):
         side, low, high = (18, 0.225, 0.45) if big else (8, 0.1, 0.2)
         rings = np.minimum(np.arange(side), np.arange(side)[::-1])
         pyramid = (1 + np.minimum.outer(rings, rings)) / (side // 2)
-        height = low + (high - low) * (row - 101) / (498 - 101)
+        height = low + (high - low) * index / (len(_BIG_RUBBLE) - 1)
         inside = COLUMNS - 2 * WALL_CELLS
         pieces = inside // (side + 2)
         left = WALL_CELLS + (inside - pieces * (side + 2)) // 2
