@@ -68,8 +68,8 @@ def examine(
 
 
 def summarise(results: Results, unseen: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a start: of returns, the mean in the first epoch (instinct), in the last, over the life (area), its standard
-    deviation over the newborns of a task, and the area on unseen tasks."""
+    """A row a start: of returns, the mean in the first epoch (instinct), in the last, over the life (area), its
+    standard deviation over the newborns of a task, and the area on unseen tasks."""
     rows = []
     for start, by_task in results.items():
         seen = [lives for task, lives in by_task.items() if task not in unseen]

@@ -253,14 +253,14 @@ def load(path: Path, config: EvolutionConfig) -> Population:
         ValueError: it is damaged, or of an evolution with other settings.
     """
     tensors, state = load_snapshot(path, signature(config))
-    arrays: dict[int, Actor] = {}
+    arrays: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         id, _, part = name.partition("/")
-        arrays.setdefault(int(id), {})[part] = tensor.numpy()
+        arrays.setdefault(id, {})[part] = tensor.numpy()
     heirs = {}
     for id, actor in arrays.items():
-        statistics = Statistics(actor.pop("mean"), actor.pop("variance"), state["counts"][str(id)])
-        heirs[id] = Heir(actor, statistics)
+        statistics = Statistics(actor.pop("mean"), actor.pop("variance"), state["counts"][id])
+        heirs[int(id)] = Heir(actor, statistics)
     return Population(
         state["generation"],
         [Entry(**{**entry, "gene_type": tuple(entry["gene_type"])}) for entry in state["pool"]],

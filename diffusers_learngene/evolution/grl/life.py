@@ -172,7 +172,7 @@ def live(
     rollout = _Rollout(config, len(observation), network.action_size)
     scores: list[float | None] = []
     seconds = {"act": 0.0, "learn": 0.0}
-    for epoch in range(config.epochs):
+    for _ in range(config.epochs):
         begin = time.perf_counter()
         observation, returns = rollout.collect(environment, observation, network, statistics, chance)
         middle = time.perf_counter()

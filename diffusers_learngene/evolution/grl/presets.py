@@ -60,8 +60,8 @@ PRESETS = {
         unseen=("flat",),
         newborns=4,
         eased=(
-            "terrains of half the height, actions at a quarter of the cost (0.05), episodes of 500 steps; 32 agents x 30 "
-            "generations, lives of 25 epochs x 2,048 steps"
+            "terrains of half the height, actions at a quarter of the cost (0.05), episodes of 500 steps; 32 agents x "
+            "30 generations, lives of 25 epochs x 2,048 steps"
         ),
     ),
     "paper": Preset(EvolutionConfig(), unseen=("flat",), newborns=30, eased="nothing"),

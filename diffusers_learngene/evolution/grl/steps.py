@@ -74,8 +74,8 @@ def evolutions(preset: Preset, workers: Workers, args: Namespace) -> dict[Herita
             accelerator.log({f"{heritage}/{key}": v for key, v in (plain | likely).items()}, step=generation)
             best = max(numbers["probabilities"], key=numbers["probabilities"].__getitem__)
             accelerator.print(
-                f"{heritage} layers, generation {generation}: mean return {format_cell(numbers['return'])}, before learning "
-                f"{format_cell(numbers['instinct'])}, gene {best}, {numbers['steps per second']:,.0f} steps/s"
+                f"{heritage} layers, generation {generation}: mean return {format_cell(numbers['return'])}, before "
+                f"learning {format_cell(numbers['instinct'])}, gene {best}, {numbers['steps per second']:,.0f} steps/s"
             )
 
         found[heritage] = evolve(
