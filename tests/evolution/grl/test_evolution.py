@@ -116,7 +116,10 @@ class Death:
 
 @pytest.mark.slow
 def test_a_dead_worker_is_an_error_that_says_what_to_do():
-    with Workers(Accelerator(cpu=True), 2) as two, pytest.raises(RuntimeError, match="worker processes died.*--resume"):
+    with (
+        Workers(Accelerator(cpu=True), 2) as two,
+        pytest.raises(RuntimeError, match="worker processes died.*--resume"),
+    ):
         two.run([Death(), Death()], "death")
 
 

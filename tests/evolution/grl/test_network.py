@@ -16,7 +16,7 @@ from diffusers_learngene.evolution.grl.policy import ActorCritic
 def network():
     """With biases, which fresh ones lack."""
     network, chance = Network(5, 2, seed=3), np.random.default_rng(0)
-    network.load_({name: 0.3 * chance.normal(size=shape) for name, shape in actor_shapes(5, 2).items()})
+    network.load_({name: 0.12 * chance.normal(size=shape) for name, shape in actor_shapes(5, 2).items()})
     return network
 
 
