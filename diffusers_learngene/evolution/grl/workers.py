@@ -112,5 +112,5 @@ class Workers:
         except BrokenProcessPool as error:
             raise RuntimeError(
                 f"One of the {self.number} worker processes died, perhaps killed for lack of memory. The "
-                "generations before are saved: --resume_from_checkpoint latest goes on, perhaps with a smaller --num_workers."
+                "generations before are saved: --resume_from_checkpoint latest goes on, perhaps with fewer --num_workers."
             ) from error
