@@ -90,6 +90,11 @@ def train_kind():
     return Example("train_kind.py", TINY_KIND)
 
 
+@pytest.fixture(scope="module")
+def train_grl():
+    return Example("train_grl.py", "--agents 4 --generations 2 --epochs 1 --steps 64 --newborns 1 --num_workers 1")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def digits():
     """200 digits instead of 1,797, because they are decoded in every run; and no search for garbage between models."""

@@ -9,7 +9,7 @@ four height fields. It is blind: 27 numbers of its body are all that it observes
 and 100 beyond y = 57 m, where the episode ends; else it ends after 3,000 steps, or if the simulation breaks.
 
 `LearngeneReacher-v0`: gymnasium's MuJoCo reacher, two joints that should bring a fingertip to a random target within
-50 steps, with four bodies. Every step costs the distance to the target and |a|^2: thrashing is what newborns pay for.
+50 steps, with four bodies. A step costs the distance to the target and |a|^2: a newborn's thrashing is what is dear.
 """
 
 import os
@@ -113,7 +113,7 @@ class LearngeneAntEnv(_Rendered):
         model.vis.global_.offwidth, model.vis.global_.offheight = self.width, self.height
         return model, mujoco.MjData(model)
 
-    def step(  # type: ignore[override]  # a plain float is what gymnasium asks for
+    def step(  # type: ignore[override]  # a plain float is a reward, too
         self, action: NDArray[Any]
     ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         before = self.data.qpos[1]

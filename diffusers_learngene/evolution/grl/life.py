@@ -93,8 +93,8 @@ class Statistics:
         """In units of the standard deviation, within [-5, 5]."""
         scaled = observation - self.mean
         scaled *= self._scale
-        np.maximum(scaled, -_CLIP_OBSERVATIONS, scaled)
-        np.minimum(scaled, _CLIP_OBSERVATIONS, scaled)
+        np.maximum(scaled, -_CLIP_OBSERVATIONS, out=scaled)
+        np.minimum(scaled, _CLIP_OBSERVATIONS, out=scaled)
         return scaled.astype(np.float32)
 
 

@@ -4,10 +4,10 @@
     actor     observation - 48 - 48 - 48 - 48 - 48, tanh;  mean = linear, standard deviation = sigmoid(linear)
     critic    the same with one output
 
-These matrices are so small that torch spends most of a step in finding out what to do: an update of 64 samples takes
-it four times as long (`examples/benchmark/grl_speed.py`). So a life is lived in numpy, with the few derivatives
-written out, and `policy.py` has the same network for torch; that both agree is tested. Actor and critic lie beside
-each other in one array, so that one call multiplies both.
+These matrices are so small that torch spends most of a step in finding out what to do
+(`examples/benchmark/grl_speed.py`). So a life is lived in numpy, with the few derivatives written out, and `policy.py`
+has the same network for torch; that both agree is tested. Actor and critic lie beside each other in one array, so that
+one call multiplies both.
 """
 
 import math
@@ -222,7 +222,8 @@ def _orthogonal(shape: tuple[int, ...], *seeds: int) -> Array:
 
 
 def _sigmoid(values: Array) -> Array:
-    return np.reciprocal(1 + np.exp(-values))
+    exponential: Array = np.exp(-values)
+    return np.reciprocal(exponential + _FLOAT(1))
 
 
 def _log_prob(score: Array, log_std: Array) -> Array:

@@ -74,11 +74,12 @@ class LearngenePolicy(_Base):
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
-        self.std_net = nn.Linear(WIDTH, self.action_space.shape[0])  # type: ignore[index]
+        actions: int = self.action_space.shape[0]  # type: ignore[index]
+        self.std_net = nn.Linear(WIDTH, actions)
         del self.log_std  # that one does not depend on the state
         self.apply(_orthogonal)
-        options = {"lr": lr_schedule(1), **self.optimizer_kwargs}
-        self.optimizer = self.optimizer_class(self.parameters(), **options)
+        optimizer_class: Any = self.optimizer_class
+        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Any:
         return self.action_dist.proba_distribution(self.action_net(latent_pi), F.logsigmoid(self.std_net(latent_pi)))

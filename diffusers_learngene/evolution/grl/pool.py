@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gene pool, and one generation of it: pure functions, in the order of the authors' code.
 
-The pool holds, of every type of gene, `size` entries: an agent whose layers of that type may be inherited, and a
-score.
+Of every type of gene the pool holds `size` entries: an agent whose layers of that type may be inherited, and a score.
 
     p(c) = the scores of type c / all scores                                          (`type_probabilities`)
     birth          task ~ uniform, type c ~ p, father ~ the entries of c by score     (`draw_birth`)
@@ -110,8 +109,7 @@ def first_pool(
     Args:
         scores: of the survivors, by id.
     """
-    agents = list(scores)
-    pool: list[Entry] = []
+    agents, pool = list(scores), list[Entry]()
     for gene_type in gene_types():
         for _ in range(size):
             agent = agents[draw([1.0] * len(agents), generator)]

@@ -111,6 +111,6 @@ class Workers:
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"One of the {self.number} worker processes died, perhaps killed for lack of memory. Nothing before "
-                "this generation is lost: go on with --resume_from_checkpoint latest, and perhaps fewer --num_workers."
+                f"One of the {self.number} worker processes died, perhaps killed for lack of memory. All before this "
+                "generation is saved: --resume_from_checkpoint latest goes on, perhaps with fewer --num_workers."
             ) from error
