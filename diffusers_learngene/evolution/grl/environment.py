@@ -111,6 +111,7 @@ class LearngeneAntEnv(_Rendered):
         model = mujoco.MjModel.from_xml_string(_ant_on_a_field(Path(self.fullpath)))
         model.hfield_data[:] = ((self._heights + LIFT) / (_TOP + LIFT)).ravel()
         model.vis.global_.offwidth, model.vis.global_.offheight = self.width, self.height
+        model.vis.quality.shadowsize = 0  # of 240,000 triangles, which a machine without a GPU draws for seconds
         return model, mujoco.MjData(model)
 
     def step(  # type: ignore[override]  # a plain float is a reward, too

@@ -51,7 +51,7 @@ def film(
     path: str | os.PathLike[str],
     *,
     seed: int = 0,
-    seconds: float = 8.0,
+    seconds: float = 6.0,
     size: tuple[int, int] = (320, 180),
 ) -> None:
     """A GIF of an agent that acts without chance (the mean action).
@@ -61,7 +61,7 @@ def film(
     """
     environment = make_environment(config, task, render_mode="rgb_array", width=size[0], height=size[1])
     rate = environment.metadata["render_fps"]
-    every = max(1, round(rate / 20))
+    every = max(1, round(rate / 10))
     observation, _ = environment.reset(seed=seed)
     network = Network(len(observation), environment.action_space.shape[0], seed=0)
     network.load_(agent.actor)
