@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generations: seeded, resumed bit for bit, and the same whoever computes them."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from diffusers_learngene.evolution.gtl.evolution import Evolution, EvolutionOptions, Gene, diversity
+from diffusers_learngene.evolution.gtl.networks import NetworkConfig
+from diffusers_learngene.evolution.gtl.population import Life
+from diffusers_learngene.evolution.gtl.tasks import ClassImages
+from diffusers_learngene.evolution.lineage import Individual
+
+
+TINY = NetworkConfig("vgg", (4, 6), (1, 2), image_channels=1)
+CLASSES = {"base": list(range(12)), "critic": list(range(12, 18)), "novel": list(range(18, 24))}
+OPTIONS = EvolutionOptions(
+    generations=3,
+    population_size=4,
+    tournament_size=2,
+    pool_size=3,
+    num_ways=3,
+    life=Life(3, batch_size=6),
+    critic_life=Life(3, batch_size=6),
+    critic_tasks=2,
+    critic_shots=4,
+    validation_shots=4,
+    networks_per_batch=2,
+)
+
+
+def patterns():
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.rand(24, 1, 1, 8, 8, generator=draws) + 0.3 * torch.randn(24, 10, 1, 8, 8, generator=draws)
+    rows = list(torch.arange(240).view(24, 10))
+    return ClassImages(pixels.clamp(0, 1).mul(255).byte().flatten(0, 1), rows, [str(index) for index in range(24)])
+
+
+def evolution(accelerator=None, **changes):
+    return Evolution(accelerator or Accelerator(cpu=True), patterns(), CLASSES, TINY, replace(OPTIONS, **changes))
+
+
+def outcome(evolved):
+    """All that there is after an evolution, as text."""
+    tensors, state = evolved.state()
+    state.pop("signature")
+    numbers = {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
+    return json.dumps([state, numbers, evolved.winner.id])
+
+
+def test_resuming_is_exact(tmp_path):
+    whole, half = evolution(), evolution(generations=1)
+    whole.run(str(tmp_path / "whole"))
+    half.run(str(tmp_path / "halves"))
+    resumed = evolution()
+    resumed.run(str(tmp_path / "halves"), resume_from_checkpoint="latest")
+    assert half.generation == 2 and resumed.generation == whole.generation == 4
+    assert outcome(resumed) == outcome(whole) != outcome(half)
+    with pytest.raises(ValueError, match=r"seed=1 \(there 0\)"):
+        evolution(seed=1).run(str(tmp_path / "whole"), resume_from_checkpoint="latest")
+
+
+def test_a_lineage_is_kept(tmp_path):
+    evolved = evolution()
+    evolved.run(str(tmp_path))
+    assert len(evolved.lineage) == 16 and [len(row) for row in evolved.lineage.fitness()] == [4] * 4
+    assert all((one.parent is None) == (one.generation == 0) for one in evolved.lineage)
+    assert len(evolved.pool) == 3 and evolved.winner.score == max(gene.score for gene in evolved.pool)
+    assert {one.generation for one in evolved.lineage if one.facts["swapped"]} <= {1, 2, 3}
+
+
+def test_no_mutation_keeps_all_of_the_circuit(tmp_path):
+    evolved = evolution(mutation_probability=0.0)
+    evolved.run(str(tmp_path))
+    assert all(one.facts["swapped"] == 0 and one.facts["overlap"] == 1 for one in evolved.lineage)
+
+
+@pytest.mark.parametrize("changes", [{"selection": "random"}, {"inherit": "structure"}, {"fill": "random"}], ids=str)
+def test_an_ablation_is_another_evolution(tmp_path, changes):
+    usual, other = evolution(generations=1), evolution(generations=1, **changes)
+    usual.run(str(tmp_path / "usual"))
+    other.run(str(tmp_path / "other"))
+    assert outcome(usual) != outcome(other)
+
+
+def test_the_fittest_win_and_their_ancestors_get_credit():
+    """A tournament of two in an order that is drawn; a grandparent in the pool, and no parent there."""
+    evolved = evolution(alpha=0.5, beta=0.25, pool_size=9, num_ways=2)
+    facts = {"overlap": 0.5}
+    evolved.lineage.add(Individual(0, 0, None, 0.5, facts))
+    evolved.lineage.add(Individual(1, 1, 0, 0.5, facts))
+    for id, parent in ((8, 1), (9, None), (10, None), (11, None)):
+        evolved.lineage.add(Individual(id, 2, parent, 0.0, facts))
+    evolved.pool = [Gene(0, 1.0, {})]
+    evolved._select([8, 9, 10, 11], [{}] * 4, [1.0, 0.5, 0.5, 0.5])
+    scores = {gene.id: gene.score for gene in evolved.pool}
+    assert scores[8] == 1.0 and len(scores) == 3
+    # 0.5 x its score, and beta^2 x score x what #8 kept of its parent's circuit
+    assert scores[0] == pytest.approx(0.5 * 1.0 + 0.25**2 * 1.0 * 0.5)
+
+
+def test_a_population_that_does_not_divide():
+    with pytest.raises(ValueError, match="population_size=5 must be a multiple of networks_per_batch=2"):
+        replace(OPTIONS, population_size=5)
+    with pytest.raises(ValueError, match="num_ways|ways=7"):
+        evolution(num_ways=7)
+
+
+def test_diversity():
+    one, other = {"w": torch.tensor([1.0, 0]).view(1, 2, 1, 1)}, {"w": torch.tensor([0, 1.0]).view(1, 2, 1, 1)}
+    assert diversity([one, one, one]) == pytest.approx(0) and diversity([one, other]) == pytest.approx(1)
+
+
+def two_processes(folder):
+    """What torchrun runs."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    evolved = evolution(accelerator)
+    evolved.run(str(folder / "checkpoints"))
+    (folder / f"{accelerator.process_index}.json").write_text(outcome(evolved))
+    accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_two_processes_evolve_as_one(tmp_path):
+    root = Path(__file__).parents[3]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(root)]),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launch, __file__, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = evolution()
+    alone.run(str(tmp_path / "alone"))
+    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text() == outcome(alone)
+
+
+if __name__ == "__main__":
+    two_processes(Path(sys.argv[1]))
