@@ -46,7 +46,11 @@ def test_push_and_fetch(hub):
     assert set(hub.files("me/circuit")) - {".gitattributes"} == {"circuit.safetensors", "config.json", "README.md"}
     assert_same(one, Circuit.from_pretrained("me/circuit"))
     card = ModelCard(hub.files("me/circuit")["README.md"].decode())
-    assert 'Circuit.from_pretrained("me/circuit")' in card.text and card.data.tags == ["learngene", "gtl", "safetensors"]
+    assert 'Circuit.from_pretrained("me/circuit")' in card.text and card.data.tags == [
+        "learngene",
+        "gtl",
+        "safetensors",
+    ]
     assert not any(mark in card.content for mark in ("{{", "}}", "{%", "%}", "None,", "Undefined", "\n\n\n"))
     compile(card.text.split("```python\n")[1].split("```")[0], "card", "exec")
 
