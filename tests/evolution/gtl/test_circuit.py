@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from functools import partial
+
 import pytest
 import torch
 
@@ -37,10 +39,12 @@ def alone(circuit, layout, build):
     return network
 
 
-CASES = {
-    "vgg": (VGG, lambda sizes: create_network(NetworkConfig("vgg", tuple(sizes[s] for s in ("0.0", "1.0", "2.0")), (1, 2, 1)), 5, seed=1)),
-    "resnet": (RESNET, lambda sizes: create_network(NetworkConfig("resnet", tuple(sizes[s] for s in ("0.0", "1.0", "2.0")), (1, 2, 1)), 5, seed=1)),
-}  # fmt: skip
+def narrow(architecture, sizes):
+    widths = tuple(sizes[name] for name in ("0.0", "1.0", "2.0"))
+    return create_network(NetworkConfig(architecture, widths, (1, 2, 1)), 5, seed=1)
+
+
+CASES = {"vgg": (VGG, partial(narrow, "vgg")), "resnet": (RESNET, partial(narrow, "resnet"))}
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -175,7 +179,7 @@ def test_mutation_keeps_sizes(rate, swaps):
     for _ in range(20):
         mutated, swapped = mutate(sets, widths, generator, probability=1.0, rate=rate)
         assert swapped == swaps and mutated["a"].tolist() == sorted(set(mutated["a"].tolist()))
-        assert len(mutated["a"]) == 8 and 0 <= mutated["a"].min() and mutated["a"].max() < 12
+        assert len(mutated["a"]) == 8 and mutated["a"].min() >= 0 and mutated["a"].max() < 12
         assert len(set(mutated["a"].tolist()) - set(sets["a"].tolist())) == swaps
         assert overlap(sets, mutated) == (8 - swaps) / (8 + swaps)
 
