@@ -14,8 +14,9 @@ last features. A descendant has it in the first |S_l| channels P_l of its layers
 The zeros keep out the random channels, which may read from the circuit: before any training it computes in the
 descendant what it computes by itself. All weights of a descendant are trained.
 
-(Feng et al., "Transferring Core Knowledge via Learngenes", 2024. Their circuit is "a subset of channels" of about 20% of the parameters with zeros in place of what is missing. How large each
-set is, they do not say: here a share r of every layer, and as W_l has r x r of its numbers left, r = sqrt(20%).)
+(Feng et al., "Transferring Core Knowledge via Learngenes", 2024. Their circuit is "a subset of channels" of about 20%
+of the parameters with zeros in place of what is missing. How large each set is, they do not say: here a share r of
+every layer, and as W_l has r x r of its numbers left, r = sqrt(20%).)
 """
 
 import math
