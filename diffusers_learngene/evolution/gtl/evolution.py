@@ -18,7 +18,8 @@ populations, tournaments, mutation, k-way tasks as environment, critics on held-
 - In a life the zeros stay zeros: the circuit learns without the other channels, which are not passed on with it. Where
   they do not (`closed=False`), it comes to lean on them, and the next generation inherits half of a computation.
   Critics and descendants train every weight.
-- alpha is 0.3, not GRL's 0.6, with which the first generation never left the pool: credit outweighed any newborn.
+- alpha is 0.3, not GRL's 0.6, with which a circuit of generation 0 still won after fifteen: its credit outweighed any
+  newborn's score.
 - All critics of a generation learn the same tasks, and so does one network without a circuit: `history` has both.
 - The answer is the circuit with the highest score in the last pool.
 
