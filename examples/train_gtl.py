@@ -24,7 +24,7 @@ from arguments import parse, positive, rate
 PRESETS = {
     "smoke": {
         "architecture": "vgg11-smoke",
-        "num_generations": 20,
+        "num_generations": 10,
         "population_size": 16,
         "pool_size": 6,
         "life_steps": 60,
@@ -32,7 +32,7 @@ PRESETS = {
         "critic_tasks": 2,
         "networks_per_batch": 8,
         "resolution": 16,
-        "test_tasks": 3,
+        "test_tasks": 5,
         "test_steps": 200,
     },
     "gpu": {

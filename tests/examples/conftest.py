@@ -95,6 +95,16 @@ def train_grl():
     return Example("train_grl.py", "--agents 4 --generations 2 --epochs 1 --steps 64 --newborns 1 --num_workers 1")
 
 
+@pytest.fixture(scope="module")
+def train_gtl():
+    return Example(
+        "train_gtl.py",
+        "--num_generations 2 --population_size 4 --networks_per_batch 2 --pool_size 2 --life_steps 3 --critic_steps 2 "
+        "--critic_tasks 1 --test_steps 4 --eval_steps 0 2 --test_tasks 2 --images_per_class 12 --num_shots 4 "
+        "--validation_shots 4",
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def digits():
     """200 digits instead of 1,797, because they are decoded in every run; and no search for garbage between models."""

@@ -12,9 +12,11 @@ last features. A descendant has it in the first |S_l| channels P_l of its layers
     W'_l[P_l, P_(l-1)] = W_l[S_l, S_(l-1)]     W'_l[P_l, others] = 0     BN'_l[P_l] = BN_l[S_l]     the rest is random
 
 The zeros keep out the random channels, which may read from the circuit: before any training it computes in the
-descendant what it computed in its host. All weights are trained. (Feng et al., Genetic Transfer Learning, 2024. Their
-circuit is "a subset of channels" of about 20% of the parameters with zeros in place of what is missing. How large each
-set is, they do not say: here a share r of every layer, and as W_l has r x r of its numbers left, r = sqrt(20%).)
+descendant what it computes by itself. All weights of a descendant are trained.
+
+(Feng et al., "Transferring Core Knowledge via Learngenes", 2024. Their circuit is "a subset of channels" of about 20%
+of the parameters with zeros in place of what is missing. How large each set is, they do not say: here a share r of
+every layer, and as W_l has r x r of its numbers left, r = sqrt(20%).)
 """
 
 import math

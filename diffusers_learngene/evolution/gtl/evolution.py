@@ -15,6 +15,11 @@ populations, tournaments, mutation, k-way tasks as environment, critics on held-
 
 - A winner's score is its accuracy above chance, from 0 to 1. Credit to ancestors follows GRL (`selection`); w_j is how
   much of the circuit the mutation left (`circuit.overlap`).
+- In a life the zeros stay zeros: the circuit learns without the other channels, which are not passed on with it. Where
+  they do not (`closed=False`), it comes to lean on them, and the next generation inherits half of a computation.
+  Critics and descendants train every weight.
+- alpha is 0.3, not GRL's 0.6, with which a circuit of generation 0 still won after fifteen: its credit outweighed any
+  newborn's score.
 - All critics of a generation learn the same tasks, and so does one network without a circuit: `history` has both.
 - The answer is the circuit with the highest score in the last pool.
 
@@ -69,6 +74,7 @@ class EvolutionOptions:
         selection: "random" draws winners and parents without regard to their fitness.
         inherit: "structure" passes on which channels read which, and no weights ("Darwinian").
         fill: see `inherit_`.
+        closed: whether the zeros of an inherited circuit stay zeros in a life.
         networks_per_batch: that are trained as one; see `population`.
         seed: of everything.
 

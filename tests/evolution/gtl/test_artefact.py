@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The artefact: what is written is read, on disk and on the Hub; what is damaged is refused."""
-
 import json
 import re
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from diffusers_learngene import Circuit, CircuitError
-from diffusers_learngene.evolution.gtl.artefact import FILE
-from diffusers_learngene.evolution.gtl.circuit import random_sets, set_sizes
-from diffusers_learngene.evolution.gtl.networks import layout_of, widths_of
-from gtl_hosts import OWN_LAYOUT, VGG, Own, host, lived_
+from diffusers_learngene.evolution.gtl.circuit import first_sets
+from gtl_hosts import OWN_LAYOUT, VGG, Own, host
 
 
-def circuit_of(config=VGG, budget=0.3, **training):
-    network = host(config)
-    widths = widths_of(network.state_dict(), layout_of(config))
-    sets = random_sets(widths, set_sizes(widths, budget), torch.Generator().manual_seed(0))
-    return Circuit.extract(network, sets, training=training)
+SIZES = {"0.0": 2, "1.0": 3, "1.1": 4, "2.0": 5}
 
 
-def own_circuit():
-    network = lived_(Own(), 0)
-    widths = widths_of(network.state_dict(), OWN_LAYOUT)
-    sets = random_sets(widths, set_sizes(widths, 0.3), torch.Generator().manual_seed(0))
-    return Circuit.extract(network, sets, OWN_LAYOUT)
+def make(**options):
+    return Circuit.extract(host(VGG), first_sets(SIZES), **options)
 
 
 def assert_same(one, other):
@@ -35,105 +25,92 @@ def assert_same(one, other):
     assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
 
 
-@pytest.mark.parametrize("make", [circuit_of, own_circuit])
-def test_save_and_read(make, tmp_path):
-    one = make()
+def test_save_read_and_descend(tmp_path):
+    one = make(training={"seed": 0})
     one.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {FILE, "config.json", "README.md"}
-    assert_same(one, Circuit.from_pretrained(tmp_path))
-    assert sum(tensor.numel() for tensor in load_file(tmp_path / FILE).values()) < 0.5 * sum(
-        tensor.numel() for tensor in host(VGG).state_dict().values()
-    )
-
-
-def test_push_fetch_and_descend(hub, tmp_path):
-    one = circuit_of(generations=3)
-    one.card = {"results": [{"start": "descendant", "end": "0.7"}]}
-    assert "me/circuit" in one.push_to_hub("me/circuit")
-    assert set(hub.files("me/circuit")) - {".gitattributes"} == {FILE, "config.json", "README.md"}
-    assert_same(one, Circuit.from_pretrained("me/circuit"))
-    with hub.down():
-        other = Circuit.from_pretrained("me/circuit")
+    assert {path.name for path in tmp_path.iterdir()} == {"circuit.safetensors", "config.json", "README.md"}
+    other = Circuit.from_pretrained(tmp_path)
     assert_same(one, other)
-    images = torch.randn(2, 3, 16, 16)
-    descendants = [circuit.descend(7, widths=(20, 30, 40), seed=3).eval() for circuit in (one, other)]
-    assert torch.equal(*(descendant(images) for descendant in descendants))
+    assert other.config.num_parameters == sum(
+        tensor.numel() for name, tensor in one.tensors.items() if name.endswith(("weight", "bias"))
+    )
+    descendant = other.descend(7, widths=(9, 9, 9))
+    assert descendant(torch.randn(2, 3, 8, 8)).shape == (2, 7)
+    name = "stages.2.convs.0.weight"
+    assert torch.equal(descendant.state_dict()[name][:5, :4], one.tensors[name])
+
+
+def test_push_and_fetch(hub):
+    one = make()
+    one.push_to_hub("me/circuit")
+    assert set(hub.files("me/circuit")) - {".gitattributes"} == {"circuit.safetensors", "config.json", "README.md"}
+    assert_same(one, Circuit.from_pretrained("me/circuit"))
     card = ModelCard(hub.files("me/circuit")["README.md"].decode())
-    assert 'from_pretrained("me/circuit")' in card.text and "| descendant | 0.7 |" in card.text
+    assert 'Circuit.from_pretrained("me/circuit")' in card.text and card.data.tags == [
+        "learngene",
+        "gtl",
+        "safetensors",
+    ]
+    assert not any(mark in card.content for mark in ("{{", "}}", "{%", "%}", "None,", "Undefined", "\n\n\n"))
+    compile(card.text.split("```python\n")[1].split("```")[0], "card", "exec")
 
 
-@pytest.mark.parametrize("make", [circuit_of, own_circuit])
-def test_card(make):
-    text = make().generate_model_card()
-    assert not any(mark in text.content for mark in ("{{", "}}", "{%", "%}", "None,", "Undefined", "\n\n\n"))
-    assert all(line == line.rstrip() for line in text.content.splitlines())
-    for code in text.text.split("```python\n")[1:]:
-        compile(code.split("```")[0], "card", "exec")
+def test_of_a_network_that_is_not_built_in(tmp_path):
+    with pytest.raises(ValueError, match="but a Own is not built in"):
+        Circuit.extract(Own(), {})
+    Circuit.extract(Own(), first_sets({"trunk": 3, "branch": 4}), OWN_LAYOUT).save_pretrained(tmp_path)
+    circuit, network = Circuit.from_pretrained(tmp_path), Own(12)
+    circuit.inherit_(network)
+    assert torch.equal(network.stem.bias[:3], circuit.tensors["stem.bias"])
+    with pytest.raises(ValueError, match="of a network of its own"):
+        circuit.descend(5)
+    with pytest.raises(ValueError, match="no convolution 'stem'"):
+        circuit.inherit_(host(VGG))
 
 
-def test_what_cannot_descend_says_so():
-    with pytest.raises(ValueError, match="does not fit into"):
-        circuit_of().descend(5, widths=(2, 30, 40))
-    with pytest.raises(ValueError, match="architecture='mlp' is not one of"):
-        circuit_of().descend(5, architecture="mlp")
-    with pytest.raises(ValueError, match="this circuit is of a network of its own"):
-        own_circuit().descend(5)
-    with pytest.raises(ValueError, match="the network has no convolution"):
-        own_circuit().inherit_(host(VGG))
+def rewrite(folder, tensors=None, **changes):
+    make().save_pretrained(folder)
+    path = folder / "circuit.safetensors"
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["circuit"])
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(found | (tensors or {}), path, metadata={"circuit": json.dumps(description | changes)})
 
 
-def damaged(folder, **changes):
-    """The file of a circuit, with these entries of its description changed."""
-    circuit_of().save_pretrained(folder)
-    description = json.loads((folder / "config.json").read_text()) | changes
-    save_file(load_file(folder / FILE), folder / FILE, metadata={"circuit": json.dumps(description)})
+LAST = "stages.2.norms.0.bias"
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "tensors, changes, message",
     [
-        ({"format_version": 2}, "format_version=2 is not 1"),
-        ({"extra": 1}, "has {'extra'}"),
-        ({"layout": []}, "which are not in the layout"),
-        (
-            {"layout": [{"conv": "../a", "norm": None, "reads": "input", "writes": "a"}]},
-            "must be the name of a module",
-        ),
-        ({"layout": [1]}, "the description of a Kernel lacks"),
-        ({"shapes": {}}, "shapes lacks"),
-        ({"shapes": {"a": [10**9]}}, "not whole numbers from 1 to"),
-        ({"host": {"architecture": "vgg"}}, "the description of a NetworkConfig lacks"),
-        ({"host_parameters": 1}, "host_parameters=1: the circuit has"),
-        ({"training": {"a": [{}]}}, "training['a']=[{}] must be a number"),
-        ({"training": [1]}, "training=[1] must be a dict"),
+        ({"more": torch.ones(1)}, {}, "it holds {"),
+        ({LAST: torch.ones(6)}, {}, "it holds {"),
+        ({LAST: torch.full((5,), torch.nan)}, {}, f"{LAST} holds NaN or infinity"),
+        ({LAST: torch.ones(5, dtype=torch.int8)}, {}, f"{LAST} is torch.int8"),
+        ({}, {"format_version": 2}, "format_version=2 is not 1"),
+        ({}, {"extra": 1}, "has {'extra'}"),
+        ({}, {"layout": []}, "which are not in the layout"),
+        ({}, {"layout": 3}, "layout must be a list"),
+        ({}, {"shapes": {}}, "shapes lacks"),
+        ({}, {"shapes": {"a": 10**9}}, "shapes must be lists"),
+        ({}, {"shapes": {"a": [10**9]}}, "not whole numbers from 1"),
+        ({}, {"host_parameters": 3}, "host_parameters=3: the circuit has"),
+        ({}, {"host": {"architecture": "os.system"}}, "the description of a NetworkConfig lacks"),
+        ({}, {"training": {"a": [{}]}}, "training['a']=[{}] must be a number"),
     ],
 )
-def test_descriptions_that_lie(tmp_path, changes, message):
-    damaged(tmp_path, **changes)
+def test_damaged_files(tmp_path, tensors, changes, message):
+    rewrite(tmp_path, tensors, **changes)
     with pytest.raises(CircuitError, match=re.escape(message)):
         Circuit.from_pretrained(tmp_path)
 
 
-def test_damaged_files(tmp_path):
-    circuit_of().save_pretrained(tmp_path)
-    tensors, metadata = load_file(tmp_path / FILE), {"circuit": (tmp_path / "config.json").read_text()}
-    name = next(iter(tensors))
-    for change, message in (
-        ({name: torch.full_like(tensors[name], torch.nan)}, "holds NaN or infinity"),
-        ({name: tensors[name].to(torch.int8)}, "is torch.int8, which is no floating-point type"),
-        ({name: tensors[name][:1]}, "it holds"),
-        ({"more": torch.ones(1)}, "it holds"),
-    ):
-        save_file(tensors | change, tmp_path / FILE, metadata=metadata)
-        with pytest.raises(CircuitError, match=re.escape(message)):
-            Circuit.from_pretrained(tmp_path)
-    save_file(tensors, tmp_path / FILE)
-    with pytest.raises(CircuitError, match="without the description of a circuit"):
+def test_what_is_no_artefact(tmp_path):
+    torch.save({}, tmp_path / "circuit.bin")
+    with pytest.raises(CircuitError, match=re.escape("holds no circuit.safetensors: not a Circuit")):
         Circuit.from_pretrained(tmp_path)
-    with open(tmp_path / FILE, "r+b") as file:
+    make().save_pretrained(tmp_path)
+    with open(tmp_path / "circuit.safetensors", "r+b") as file:
         file.truncate(100)
     with pytest.raises(CircuitError, match="cannot be read as safetensors"):
-        Circuit.from_pretrained(tmp_path)
-    (tmp_path / FILE).unlink()
-    with pytest.raises(CircuitError, match="holds no circuit.safetensors: not a Circuit"):
         Circuit.from_pretrained(tmp_path)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from functools import partial
+
 import pytest
 import torch
 
@@ -37,17 +39,12 @@ def alone(circuit, layout, build):
     return network
 
 
-def narrow(architecture):
-    """Builds the network of that architecture that is as wide as a circuit."""
-
-    def build(sizes):
-        widths = tuple(sizes[name] for name in ("0.0", "1.0", "2.0"))
-        return create_network(NetworkConfig(architecture, widths, (1, 2, 1)), 5, seed=1)
-
-    return build
+def narrow(architecture, sizes):
+    widths = tuple(sizes[name] for name in ("0.0", "1.0", "2.0"))
+    return create_network(NetworkConfig(architecture, widths, (1, 2, 1)), 5, seed=1)
 
 
-CASES = {"vgg": (VGG, narrow("vgg")), "resnet": (RESNET, narrow("resnet"))}
+CASES = {"vgg": (VGG, partial(narrow, "vgg")), "resnet": (RESNET, partial(narrow, "resnet"))}
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

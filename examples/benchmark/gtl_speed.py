@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["diffusers-learngene[train]"]
+# ///
+"""What a training step of a population costs: one network after another, as grouped convolutions, and with vmap.
+
+    python examples/benchmark/gtl_speed.py                                              # the size of the default run
+    python examples/benchmark/gtl_speed.py --architecture vgg11 --networks 32 --resolution 32 --device cuda
+
+All three take turns in one process on the same images; what is reported is the median step, for all networks.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+from diffusers_learngene.evolution.gtl.networks import WIDTHS, NetworkConfig, create_network
+from diffusers_learngene.evolution.gtl.population import Population
+from diffusers_learngene.training.report import format_table, provenance, write_json
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=list(WIDTHS), default="vgg11-smoke")
+    parser.add_argument("--networks", type=int, default=8)
+    parser.add_argument("--resolution", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output_dir", type=Path, default="outputs/gtl_speed")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> dict:
+    config = NetworkConfig.named(args.architecture, 1)
+    networks = [create_network(config, 5, seed=seed).to(args.device) for seed in range(args.networks)]
+    draws = torch.Generator().manual_seed(0)
+    shape = (args.networks, args.batch_size, 1, args.resolution, args.resolution)
+    images = torch.randn(shape, generator=draws).to(args.device)
+    labels = torch.randint(5, shape[:2], generator=draws).to(args.device)
+
+    def after_another() -> None:
+        for network, own_images, own_labels in zip(networks, images, labels, strict=True):
+            network.zero_grad()
+            F.cross_entropy(network(own_images), own_labels).backward()
+
+    population = Population(networks)
+
+    def grouped() -> None:
+        population.zero_grad()
+        F.cross_entropy(population(images).flatten(0, 1), labels.flatten(), reduction="sum").backward()
+
+    parameters, buffers = stack_module_state(networks)
+
+    def loss(parameters: dict, buffers: dict, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(functional_call(networks[0], (parameters, buffers), (images,)), labels)
+
+    def vmapped() -> None:
+        vmap(grad(loss))(parameters, buffers, images, labels)
+
+    ways: dict[str, Callable[[], None]] = {"one after another": after_another, "grouped": grouped, "vmap": vmapped}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.rounds + 1):
+        for name, step in ways.items():
+            start = time.perf_counter()
+            step()
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first warms up
+    rows = [
+        {"way": name, "ms a step": 1000 * median, "ratio": medians["one after another"] / median}
+        for name, median in medians.items()
+    ]
+    print(format_table(rows, list(rows[0])))
+    settings = {key: str(value) if key == "output_dir" else value for key, value in vars(args).items()}
+    results = {**provenance(), "settings": settings, "threads": torch.get_num_threads(), "rows": rows}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(args.output_dir / "speed.json", results)
+    return results
+
+
+if __name__ == "__main__":
+    main(parse_args())
