@@ -20,7 +20,7 @@ populations, tournaments, mutation, k-way tasks as environment, critics on held-
   Critics and descendants train every weight.
 - alpha is 0.3, not GRL's 0.6, with which a circuit of generation 0 still won after fifteen: its credit outweighed any
   newborn's score.
-- All critics of a generation learn the same tasks, and so does one network without a circuit: `history` has both.
+- All critics of a generation learn the same tasks, and so do a few networks without a circuit: `history` has both.
 - The answer is the circuit with the highest score in the last pool.
 
 Every draw comes from a generator seeded with (seed, generation, newborn, what for), so that a snapshot needs no random
@@ -213,7 +213,8 @@ class Evolution:
             facts += notes
             fitness += self._criticise(batch, lived, critic_tasks)
         circuits, facts, fitness = self._gather(circuits), gather_object(facts), gather_object(fitness)
-        without = self._criticise([options.population_size], [None], critic_tasks)[0]
+        others = range(options.population_size, options.population_size + options.networks_per_batch)
+        without = self._criticise(list(others), [None] * len(others), critic_tasks)
 
         for id, parent, notes, value in zip(born, parents, facts, fitness, strict=True):
             self.lineage.add(Individual(id, generation, None if parent is None else parent.id, value, notes))
@@ -223,7 +224,7 @@ class Evolution:
                 "generation": generation,
                 "mean": sum(fitness) / len(fitness),
                 "best": max(fitness),
-                "without": without,
+                "without": sum(without) / len(without),
                 "diversity": diversity(circuits),
                 "parents": len({parent.id for parent in parents if parent is not None}),
                 "pool": sum(gene.score for gene in self.pool) / len(self.pool),
