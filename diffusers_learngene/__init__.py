@@ -26,6 +26,7 @@ from .tuners import (
 
 
 if TYPE_CHECKING:
+    from .evolution.grl.artefact import Gene, GeneError
     from .evolution.gtl.artefact import Circuit, CircuitError
     from .learngene import Learngene, LearngeneError
     from .pipelines.cretok import CreTokPipeline
@@ -41,6 +42,8 @@ __all__ = [
     "CreTokPipeline",
     "FINEConfig",
     "FINEModel",
+    "Gene",
+    "GeneError",
     "KINDConfig",
     "KINDModel",
     "Learngene",
@@ -62,6 +65,8 @@ register_custom_pipelines()
 _LAZY = {
     "Circuit": ".evolution.gtl.artefact",
     "CircuitError": ".evolution.gtl.artefact",
+    "Gene": ".evolution.grl.artefact",
+    "GeneError": ".evolution.grl.artefact",
     "CreTok": ".pipelines.token",
     "CreTokError": ".pipelines.token",
     "CreTokPipeline": ".pipelines.cretok",

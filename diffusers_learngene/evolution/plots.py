@@ -49,6 +49,7 @@ def draw_lineage(
             va="bottom" if place % 2 == 0 else "top",
             fontsize=7.5,
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
         )
     axes.set_xlabel("generation", fontsize=10, color=INK)
     axes.set_ylabel(ylabel, fontsize=10, color=INK)

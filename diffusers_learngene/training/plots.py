@@ -122,6 +122,7 @@ def curves(
         axes.spines[["bottom", "left"]].set_color("#999999")
         axes.tick_params(color="#999999", labelcolor=INK, labelsize=9, which="both")
         axes.xaxis.set_tick_params(labelbottom=index + across >= len(panels))  # also above a panel left empty
+        axes.xaxis.get_major_locator().set_params(integer=True)  # steps, epochs and generations are
         if log_y:
             _plain_log_axis(axes)
     for axes in grid[len(panels) :]:

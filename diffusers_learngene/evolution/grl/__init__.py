@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRL: genes in intelligent agents, evolved over generations of reinforcement learning.
 
-Fu Feng, Jing Wang, Xin Geng, "Genes in Intelligent Agents" (arXiv 2306.10225; Artificial Intelligence 348, 2025). What
+Fu Feng, Jing Wang, Xu Yang, Xin Geng, "Genes in Intelligent Agents" (arXiv 2306.10225; AIJ 348, 2025). What
 is done here follows the authors' published code in its facts, and in none of its lines. A newborn inherits two of the
 six layers of the policy network of a trained agent, its gene, and learns the rest in a life of PPO:
 
