@@ -179,7 +179,8 @@ class LearngeneReacherEnv(ReacherEnv, _Rendered):
     ) -> None:
         if task not in ARMS:
             raise ValueError(f"task={task!r} is not one of {list(ARMS)}.")
-        super().__init__(render_mode=render_mode, width=width, height=height)
+        camera = {"trackbodyid": 0, "distance": 0.75, "elevation": -60.0, "azimuth": 90.0}
+        super().__init__(render_mode=render_mode, width=width, height=height, default_camera_config=camera)
         self.task = task
         mass, damping, strength = ARMS[task]
         self.model.body_mass[:] *= mass
