@@ -92,9 +92,7 @@ def main(args: argparse.Namespace) -> list[dict]:
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for number in range(args.rounds + 1):
             for name, side in SIDES.items():
-                size = (
-                    (args.steps, args.epochs) if number else (64, 1)
-                )  # the first round is to import, and not counted
+                size = (args.steps, args.epochs) if number else (64, 1)  # the first round only imports
                 futures = [pool.submit(side, args.terrain, *size, seed) for seed in range(workers)]
                 seconds = [future.result() for future in futures]
                 if number:

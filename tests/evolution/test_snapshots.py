@@ -57,7 +57,7 @@ for generation in itertools.count(1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.011])
+@pytest.mark.parametrize("delay", [0.002, 0.009])
 def test_killed_at_any_moment_the_last_whole_one_is_left(tmp_path, delay):
     process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     for _ in range(3):

@@ -81,6 +81,11 @@ def cretok_speed():
 
 
 @pytest.fixture(scope="module")
+def grl_speed():
+    return Example("benchmark/grl_speed.py", "--steps 64 --epochs 1 --rounds 1 --num_workers 1")
+
+
+@pytest.fixture(scope="module")
 def cretok_quality():
     return Example("benchmark/cretok_quality.py", "--num_pairs 2 --seeds 1 --num_inference_steps 1 --resolution 16")
 

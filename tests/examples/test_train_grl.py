@@ -104,3 +104,11 @@ def test_push(train_grl, hub, tmp_path):
     assert Gene.from_pretrained("me/gene").config.training["agents"] == 4
     for content in hub.files("me/gene").values():
         assert str(tmp_path).encode() not in content
+
+
+@pytest.mark.slow
+def test_speed(grl_speed, tmp_path):
+    done = grl_speed.launch("", *grl_speed.tiny, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "grl_speed.json").read_text())["rows"]
+    assert [row["side"] for row in rows] == ["bare", "life", "sb3"] and all(row["steps/s"] > 0 for row in rows)

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from ...training.sampler import derived_seed, seeded_generator
 from .circuit import circuit_sizes, extract, first_sets, largest_sets, random_sets
-from .evolution import grow
 from .networks import NetworkConfig, create_network, layout_of, widths_of
-from .population import Life, Population, accuracy, centroid_accuracy, live
+from .population import Life, Population, accuracy, centroid_accuracy, grow, live
 from .tasks import ClassImages, draw_task
 
 

@@ -27,10 +27,9 @@ Every draw comes from a generator seeded with (seed, generation, newborn, what f
 states, and neither resuming nor the number of processes changes anything.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,80 +42,20 @@ from ...training.sampler import derived_seed, seeded_generator
 from ..lineage import Individual, Lineage
 from ..selection import ancestor_credit, draw, tournament
 from ..snapshots import load_snapshot, save_snapshot
-from .circuit import Fill, extract, first_sets, inherit_, mutate, overlap, random_sets, set_sizes
+from .circuit import extract, first_sets, mutate, overlap, random_sets, set_sizes
 from .networks import NetworkConfig, create_network, layout_of, widths_of
-from .population import Life, Population, accuracy, live
+from .options import EvolutionOptions
+from .population import Population, accuracy, grow, live
 from .tasks import ClassImages, Task, draw_task
 
 
-__all__ = ["Evolution", "EvolutionOptions", "Gene", "grow"]
+__all__ = ["Entry", "Evolution"]
 
 _BIRTH, _NETWORK, _TASK, _LIFE, _MUTATION, _CRITIC, _CRITIC_TASK, _CRITIC_LIFE, _SELECTION = range(9)
 
 
 @dataclass(frozen=True)
-class EvolutionOptions:
-    """How to evolve.
-
-    Attributes:
-        generations: after the first one, which inherits nothing.
-        population_size: newborns of a generation.
-        tournament_size: newborns of which one wins.
-        pool_size: circuits that are kept.
-        num_ways: classes of a task.
-        life, critic_life: how newborns, and how critics are trained.
-        critic_tasks: for each newborn; their mean accuracy is its fitness.
-        critic_shots, validation_shots: images of each class that critics train on, and are validated on.
-        budget: share of the parameters that is inherited.
-        mutation_probability: of each index set; 0: no mutation.
-        mutation_rate: share of its channels that is then swapped.
-        alpha: what scores are multiplied by with every generation. beta: of `ancestor_credit`.
-        selection: "random" draws winners and parents without regard to their fitness.
-        inherit: "structure" passes on which channels read which, and no weights ("Darwinian").
-        fill: see `inherit_`.
-        closed: whether the zeros of an inherited circuit stay zeros in a life.
-        networks_per_batch: that are trained as one; see `population`.
-        seed: of everything.
-
-    Raises:
-        ValueError: a population that does not divide into batches.
-    """
-
-    generations: int = 20
-    population_size: int = 16
-    tournament_size: int = 2
-    pool_size: int = 6
-    num_ways: int = 5
-    life: Life = field(default_factory=lambda: Life(100))
-    critic_life: Life = field(default_factory=lambda: Life(20))
-    critic_tasks: int = 2
-    critic_shots: int = 10
-    validation_shots: int = 20
-    budget: float = 0.2
-    mutation_probability: float = 0.5
-    mutation_rate: float = 0.1
-    alpha: float = 0.3
-    beta: float = 1 / math.e
-    selection: Literal["tournament", "random"] = "tournament"
-    inherit: Literal["weights", "structure"] = "weights"
-    fill: Fill = "zero"
-    closed: bool = True
-    networks_per_batch: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("generations", "pool_size", "tournament_size", "critic_tasks", "networks_per_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.population_size < 1 or self.population_size % self.networks_per_batch:
-            raise ValueError(
-                f"population_size={self.population_size} must be a multiple of "
-                f"networks_per_batch={self.networks_per_batch}."
-            )
-
-
-@dataclass(frozen=True)
-class Gene:
+class Entry:
     """A circuit in the pool: id of the individual that it was extracted from, score, and tensors on the CPU."""
 
     id: int
@@ -154,7 +93,7 @@ class Evolution:
                 f"population_size={options.population_size} must be a multiple of {accelerator.num_processes} "
                 f"processes x networks_per_batch={options.networks_per_batch}."
             )
-        self.pool: list[Gene] = []
+        self.pool: list[Entry] = []
         self.lineage = Lineage()
         self.history: list[dict[str, float]] = []
         for generation in (0, 1):  # what cannot be drawn shows now
@@ -167,9 +106,9 @@ class Evolution:
         return len(self.history)
 
     @property
-    def winner(self) -> Gene:
+    def winner(self) -> Entry:
         """The circuit with the highest score; of equals, the one that came first."""
-        return max(self.pool, key=lambda gene: gene.score)
+        return max(self.pool, key=lambda entry: entry.score)
 
     def run(self, output_dir: str, *, resume_from_checkpoint: str | None = None, total_limit: int | None = 1) -> None:
         """Evolve to the end, with a snapshot after every generation.
@@ -227,17 +166,17 @@ class Evolution:
                 "without": sum(without) / len(without),
                 "diversity": diversity(circuits),
                 "parents": len({parent.id for parent in parents if parent is not None}),
-                "pool": sum(gene.score for gene in self.pool) / len(self.pool),
+                "pool": sum(entry.score for entry in self.pool) / len(self.pool),
             }
         )
 
-    def _draw_parent(self, index: int) -> Gene | None:
+    def _draw_parent(self, index: int) -> Entry | None:
         if not self.pool:
             return None
-        return self.pool[draw([gene.score for gene in self.pool], self._draws(index, _BIRTH))]
+        return self.pool[draw([entry.score for entry in self.pool], self._draws(index, _BIRTH))]
 
     def _live(
-        self, batch: Sequence[int], parents: Sequence[Gene | None]
+        self, batch: Sequence[int], parents: Sequence[Entry | None]
     ) -> tuple[list[dict[str, Tensor]], list[dict[str, Any]]]:
         """Births, lives, and extraction with mutation, of newborns that live as one batch."""
         options, generation = self.options, self.generation
@@ -298,11 +237,11 @@ class Evolution:
                 ancestors, ancestor_credit(scores[index], kept[: len(ancestors) - 1], options.beta), strict=False
             ):
                 credit[id] = credit.get(id, 0.0) + gain
-        aged = [replace(gene, score=options.alpha * gene.score + credit.get(gene.id, 0.0)) for gene in self.pool]
-        new = [Gene(born[index], scores[index], circuits[index]) for index in winners]
+        aged = [replace(entry, score=options.alpha * entry.score + credit.get(entry.id, 0.0)) for entry in self.pool]
+        new = [Entry(born[index], scores[index], circuits[index]) for index in winners]
         if options.selection == "random":
-            aged = [replace(gene, score=1.0) for gene in aged]
-        self.pool = sorted([*new, *aged], key=lambda gene: -gene.score)[: options.pool_size]
+            aged = [replace(entry, score=1.0) for entry in aged]
+        self.pool = sorted([*new, *aged], key=lambda entry: -entry.score)[: options.pool_size]
 
     def _grow(self, circuits: Sequence[dict[str, Tensor] | None], seeds: Sequence[int]) -> Population:
         options = self.options
@@ -364,48 +303,23 @@ class Evolution:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON data of a snapshot."""
-        tensors = {f"{gene.id}/{name}": tensor for gene in self.pool for name, tensor in gene.tensors.items()}
+        tensors = {f"{entry.id}/{name}": tensor for entry in self.pool for name, tensor in entry.tensors.items()}
         return tensors, {
             "signature": self.signature(),
-            "pool": [{"id": gene.id, "score": gene.score} for gene in self.pool],
+            "pool": [{"id": entry.id, "score": entry.score} for entry in self.pool],
             "lineage": self.lineage.as_json(),
             "history": self.history,
         }
 
     def load_state(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        by_gene: dict[int, dict[str, Tensor]] = {}
+        by_entry: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             id, _, name = key.partition("/")
-            by_gene.setdefault(int(id), {})[name] = tensor
-        self.pool = [Gene(one["id"], one["score"], by_gene[one["id"]]) for one in state["pool"]]
+            by_entry.setdefault(int(id), {})[name] = tensor
+        self.pool = [Entry(one["id"], one["score"], by_entry[one["id"]]) for one in state["pool"]]
         self.lineage = Lineage.from_json(state["lineage"])
         self.history = list(state["history"])
-
-
-def grow(
-    network: NetworkConfig,
-    num_classes: int,
-    circuits: Sequence[dict[str, Tensor] | None],
-    seeds: Sequence[int],
-    *,
-    weights: bool = True,
-    fill: Fill = "zero",
-    device: torch.device | str = "cpu",
-) -> Population:
-    """New networks that have inherited these circuits; None inherits nothing.
-
-    Args:
-        seeds: of the random weights of each.
-        weights, fill: see `inherit_`.
-    """
-    layout, networks = layout_of(network), []
-    for circuit, seed in zip(circuits, seeds, strict=True):
-        newborn = create_network(network, num_classes, seed=seed)
-        if circuit is not None:
-            inherit_(newborn.state_dict(), layout, circuit, weights=weights, fill=fill)
-        networks.append(newborn)
-    return Population(networks).to(device)
 
 
 def diversity(circuits: Sequence[dict[str, Tensor]]) -> float:

@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .circuit import Fill, inherit_
+from .networks import NetworkConfig, create_network, layout_of
 from .tasks import ClassImages, Task
 
 
-__all__ = ["GroupedLinear", "Life", "Population", "accuracy", "centroid_accuracy", "live"]
+__all__ = ["GroupedLinear", "Life", "Population", "accuracy", "centroid_accuracy", "grow", "live"]
 
 
 class GroupedLinear(nn.Module):
@@ -119,6 +121,31 @@ def _widened(name: str, module: nn.Module, n: int) -> nn.Module:
     else:
         raise ValueError(f"{name} is a {type(module).__name__}, of which no population can be made.")
     return new.to(next(module.parameters()).device)
+
+
+def grow(
+    network: NetworkConfig,
+    num_classes: int,
+    circuits: Sequence[dict[str, Tensor] | None],
+    seeds: Sequence[int],
+    *,
+    weights: bool = True,
+    fill: Fill = "zero",
+    device: torch.device | str = "cpu",
+) -> Population:
+    """New networks that have inherited these circuits; None inherits nothing.
+
+    Args:
+        seeds: of the random weights of each.
+        weights, fill: see `inherit_`.
+    """
+    layout, networks = layout_of(network), []
+    for circuit, seed in zip(circuits, seeds, strict=True):
+        newborn = create_network(network, num_classes, seed=seed)
+        if circuit is not None:
+            inherit_(newborn.state_dict(), layout, circuit, weights=weights, fill=fill)
+        networks.append(newborn)
+    return Population(networks).to(device)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from ..plots import draw_lineage
 from .artefact import Circuit
 from .circuit import parameters
 from .evaluation import Starts, compare, other_starts, pretrain, summarize
-from .evolution import Evolution, EvolutionOptions
+from .evolution import Evolution
 from .networks import NetworkConfig, create_network
+from .options import EvolutionOptions
 from .population import Life
 from .tasks import ClassImages, split_three
 
@@ -180,8 +181,9 @@ def findings(evolution: Evolution, found: dict[str, dict[str, list[float]]]) -> 
     for name in means:
         if name == "descendant":
             continue
-        ahead = [column for column in means[name] if means["descendant"][column] > means[name][column]]
-        behind = [column for column in means[name] if means["descendant"][column] < means[name][column]]
+        columns = [column for column in means[name] if column != "0"]  # where all heads are random
+        ahead = [column for column in columns if means["descendant"][column] > means[name][column]]
+        behind = [column for column in columns if means["descendant"][column] < means[name][column]]
         sentences.append(
             f"Against {name}, the descendant is ahead at {_listed(ahead)}, and behind at {_listed(behind)}."
         )

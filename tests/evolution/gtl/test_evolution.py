@@ -12,8 +12,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffusers_learngene.evolution.gtl.evolution import Evolution, EvolutionOptions, Gene, diversity
+from diffusers_learngene.evolution.gtl.evolution import Entry, Evolution, diversity
 from diffusers_learngene.evolution.gtl.networks import NetworkConfig
+from diffusers_learngene.evolution.gtl.options import EvolutionOptions
 from diffusers_learngene.evolution.gtl.population import Life
 from diffusers_learngene.evolution.gtl.tasks import ClassImages
 from diffusers_learngene.evolution.lineage import Individual
@@ -72,7 +73,7 @@ def test_a_lineage_is_kept(tmp_path):
     evolved.run(str(tmp_path))
     assert len(evolved.lineage) == 16 and [len(row) for row in evolved.lineage.fitness()] == [4] * 4
     assert all((one.parent is None) == (one.generation == 0) for one in evolved.lineage)
-    assert len(evolved.pool) == 3 and evolved.winner.score == max(gene.score for gene in evolved.pool)
+    assert len(evolved.pool) == 3 and evolved.winner.score == max(entry.score for entry in evolved.pool)
     assert {one.generation for one in evolved.lineage if one.facts["swapped"]} <= {1, 2, 3}
 
 
@@ -98,9 +99,9 @@ def test_the_fittest_win_and_their_ancestors_get_credit():
     evolved.lineage.add(Individual(1, 1, 0, 0.5, facts))
     for id, parent in ((8, 1), (9, None), (10, None), (11, None)):
         evolved.lineage.add(Individual(id, 2, parent, 0.0, facts))
-    evolved.pool = [Gene(0, 1.0, {})]
+    evolved.pool = [Entry(0, 1.0, {})]
     evolved._select([8, 9, 10, 11], [{}] * 4, [1.0, 0.5, 0.5, 0.5])
-    scores = {gene.id: gene.score for gene in evolved.pool}
+    scores = {entry.id: entry.score for entry in evolved.pool}
     assert scores[8] == 1.0 and len(scores) == 3
     # 0.5 x its score, and beta^2 x score x what #8 kept of its parent's circuit
     assert scores[0] == pytest.approx(0.5 * 1.0 + 0.25**2 * 1.0 * 0.5)
