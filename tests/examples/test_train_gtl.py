@@ -65,7 +65,16 @@ def test_results(finished):
     assert circuit.config.num_parameters == found["winner"]["parameters"]
     assert circuit.config.budget == found["winner"]["parameters"] / found["winner"]["host_parameters"]
     assert {path.name for path in finished.iterdir()} == {
-        *("results.json", "lineage.json", "fitness.png", "lineage.png", "log.jsonl", "circuit", "checkpoints")
+        *(
+            "results.json",
+            "lineage.json",
+            "fitness.png",
+            "lead.png",
+            "lineage.png",
+            "log.jsonl",
+            "circuit",
+            "checkpoints",
+        )
     }
     assert str(finished) not in (finished / "circuit" / "config.json").read_text()
 

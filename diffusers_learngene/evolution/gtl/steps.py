@@ -119,7 +119,7 @@ def compare_starts(evolution: Evolution, args: Namespace) -> dict[str, dict[str,
 
 
 def report(evolution: Evolution, found: dict[str, dict[str, list[float]]], args: Namespace) -> dict[str, Any]:
-    """Print the table and what follows from it, draw fitness.png, lineage.png and test.png, write results.json."""
+    """Print the table and what follows from it, draw fitness.png, lead.png and lineage.png, write results.json."""
     folder, winner = Path(args.output_dir), evolution.winner
     rows = summarize(found)
     line = [winner.id, *evolution.lineage.ancestors(winner.id)]
@@ -153,6 +153,13 @@ def report(evolution: Evolution, found: dict[str, dict[str, list[float]]], args:
         folder / "fitness.png",
         xlabel="generation",
         ylabel="accuracy of critics",
+    )
+    leads = {"mean": [(row["generation"], row["mean"] - row["without"]) for row in history]}
+    curves(
+        {"fitness ahead of networks without a circuit": leads},
+        folder / "lead.png",
+        xlabel="generation",
+        ylabel="difference in accuracy",
     )
     draw_lineage(evolution.lineage, winner.id, folder / "lineage.png")
     share = results["winner"]["parameters"] / results["winner"]["host_parameters"]
@@ -206,7 +213,7 @@ def publish(evolution: Evolution, results: dict[str, Any], args: Namespace) -> N
             training=_settings(evolution, args),
         )
         circuit.card = {
-            "images": [folder / "fitness.png", folder / "lineage.png"],
+            "images": [folder / "fitness.png", folder / "lead.png", folder / "lineage.png"],
             "results": results["rows"],
             "commit": results["commit"],
         }
