@@ -17,18 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch.func import functional_call, grad, stack_module_state, vmap
-
-from diffusers_learngene.evolution.gtl.networks import WIDTHS, NetworkConfig, create_network
-from diffusers_learngene.evolution.gtl.population import Population
-from diffusers_learngene.training.report import format_table, provenance, write_json
-
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=list(WIDTHS), default="vgg11-smoke")
+    parser.add_argument("--architecture", default="vgg11-smoke", help="as of train_gtl.py")
     parser.add_argument("--networks", type=int, default=8)
     parser.add_argument("--resolution", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=20)
@@ -36,6 +28,17 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output_dir", type=Path, default="outputs/gtl_speed")
     return parser.parse_args(input_args)
+
+
+args = parse_args() if __name__ == "__main__" else None  # before the imports that take seconds
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch.func import functional_call, grad, stack_module_state, vmap  # noqa: E402
+
+from diffusers_learngene.evolution.gtl.networks import NetworkConfig, create_network  # noqa: E402
+from diffusers_learngene.evolution.gtl.population import Population  # noqa: E402
+from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -88,4 +91,4 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(args)
