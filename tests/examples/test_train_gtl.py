@@ -93,6 +93,24 @@ def test_ablations_run(train_gtl, tmp_path, flags):
     assert train_gtl("--output_dir", tmp_path, "--num_generations", 1, *flags.split())["rows"]
 
 
+def test_images_of_ones_own(train_gtl, digits, tmp_path):
+    for label in range(6):
+        (tmp_path / "images" / f"class-{label}").mkdir(parents=True)
+        for index, row in enumerate([row for row in digits if row["label"] == label][:12]):
+            row["image"].save(tmp_path / "images" / f"class-{label}" / f"{index}.png")
+    found = train_gtl(
+        *("--train_data_dir", tmp_path / "images", "--output_dir", tmp_path / "out", "--resolution", 8),
+        *("--num_ways", 2, "--test_ways", 2, "--base_classes", "class-0", "class-1"),
+        *("--critic_classes", "class-2", "class-3", "--novel_classes", "class-4", "class-5"),
+    )
+    assert found["classes"] == {
+        "base": ["class-0", "class-1"],
+        "critic": ["class-2", "class-3"],
+        "novel": ["class-4", "class-5"],
+    }
+    assert str(tmp_path) not in (tmp_path / "out" / "circuit" / "config.json").read_text()
+
+
 def test_speed(tmp_path):
     path = Path(__file__).parents[2] / "examples" / "benchmark" / "gtl_speed.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
