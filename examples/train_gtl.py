@@ -98,7 +98,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     evolve("--tournament_size", type=positive, default=2)
     evolve("--pool_size", type=positive, help="circuits that are kept")
     evolve("--networks_per_batch", type=positive, help="that are trained as one; each process gets whole batches")
-    evolve("--mutation_probability", type=share, default=0.5, help="of each set of channels")
+    evolve("--mutation_probability", type=share, default=0.1, help="of each set of channels")
     evolve("--mutation_rate", type=share, default=0.1, help="share of a set that is swapped")
     lives = parser.add_argument_group("lives and critics").add_argument
     lives("--num_ways", type=positive, default=5, help="classes of a task")

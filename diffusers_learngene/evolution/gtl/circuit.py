@@ -149,7 +149,7 @@ def mutate(
     widths: Mapping[str, int],
     generator: torch.Generator,
     *,
-    probability: float = 0.5,
+    probability: float = 0.1,
     rate: float = 0.1,
 ) -> tuple[IndexSets, int]:
     """Swap some channels for others of the same host, which come with the weights that they learned there.
