@@ -53,7 +53,7 @@ def outcome(evolved):
     tensors, state = evolved.state()
     state.pop("signature")
     numbers = {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
-    return json.dumps([state, numbers, evolved.winner.id])
+    return json.dumps([state, numbers, evolved.winner.id], sort_keys=True)  # a file lists tensors by name
 
 
 def test_resuming_is_exact(tmp_path):
