@@ -5,21 +5,19 @@ Whatever lies in a file, reading it ends in a learngene that fits its own descri
 ranges, keys and shapes are checked in the file's header, before a tensor is read or a model of such a config is built.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .blocks import find_stacks
 from .classes import ClassTailors
-from .files import HUB_ID, write
+from .descriptions import described_file, exact_fields, write_config, write_described
+from .files import HUB_ID
 from .layout import Layout, layout_of, parse_group_key
 from .method import Method
 from .methods import METHODS
@@ -118,12 +116,10 @@ class ArtefactConfig:
 
 
 def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write model.safetensors and, for readers and the Hub's download counter, config.json."""
-    description = asdict(config)
-    metadata = {"learngene": json.dumps(description)}  # one entry: safetensors writes several in any order
+    """Write model.safetensors and config.json."""
     stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write(folder / WEIGHTS, lambda path: save_file(stored, path, metadata=metadata))
-    write(folder / "config.json", lambda path: path.write_text(json.dumps(description, indent=2), encoding="utf-8"))
+    write_described(folder / WEIGHTS, stored, "learngene", config)
+    write_config(folder, config)
 
 
 def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
@@ -132,40 +128,30 @@ def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
     Raises:
         LearngeneError: the file is anything else.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            shapes = {key: list(part.get_shape()) for key, part in slices.items()}
-            config = _parse((file.metadata() or {}).get("learngene"), shapes)
-            _check_shapes(config, shapes)
-            for key, part in slices.items():
-                if part.get_dtype() not in _DTYPES:
-                    raise LearngeneError(f"tensor {key!r} is {part.get_dtype()}, not one of {', '.join(_DTYPES)}.")
-            tensors = {key: file.get_tensor(key).float() for key in shapes}
-    except (SafetensorError, OSError) as error:
-        raise LearngeneError(f"{path} cannot be read as safetensors ({error}): download or copy it again.") from error
-    except (ValueError, RecursionError) as error:
-        raise LearngeneError(f"{path} is not a learngene that can be used: {error}") from error
+    with described_file(path, "learngene", "a learngene", LearngeneError) as (values, file):
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        shapes = {key: list(part.get_shape()) for key, part in slices.items()}
+        config = _config_of(values, shapes)
+        _check_shapes(config, shapes)
+        for key, part in slices.items():
+            if part.get_dtype() not in _DTYPES:
+                raise LearngeneError(f"tensor {key!r} is {part.get_dtype()}, not one of {', '.join(_DTYPES)}.")
+        tensors = {key: file.get_tensor(key).float() for key in shapes}
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise LearngeneError(f"tensor {key!r} of {path} holds NaN or infinity.")
     return config, tensors
 
 
-def _parse(description: str | None, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
+def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
     """Check everything in a description that can be checked without building a model."""
-    if description is None:
-        raise LearngeneError("a safetensors file without the description of a learngene.")
-    values = json.loads(description)
     if not isinstance(values, dict):
         raise LearngeneError(f"its description is a {type(values).__name__}.")
     for name, known in (("format_version", (FORMAT_VERSION,)), ("method", tuple(METHODS))):
         value = values.get(name)
         if type(value) is not type(known[0]) or value not in known:
             raise LearngeneError(f"{name}={value!r} is none of {known}: update diffusers-learngene.")
-    names = {entry.name for entry in fields(ArtefactConfig)}
-    if values.keys() != names:
-        raise LearngeneError(f"the description lacks {names - values.keys()} and has {values.keys() - names}.")
+    values = exact_fields(ArtefactConfig, values)
     kinds = {"architecture": str, "base_config": dict, "bank_sizes": dict, "widths": list, "condensed_for": list}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):

@@ -35,6 +35,12 @@ class SharedArtefact(ModelHubMixin):
         """The artefact of its data files, by name, as far as they are there."""
         raise NotImplementedError
 
+    def card_values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What goes into the model card: the version, `card`, and what is given here."""
+        from . import __version__
+
+        return {"version": __version__, **self.card, **{key: v for key, v in given.items() if v is not None}}
+
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,

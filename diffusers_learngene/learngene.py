@@ -79,14 +79,8 @@ class Learngene(
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
         """The model card from hub_cards/<method>.md, with what is in `self.card`."""
-        from . import __version__
-
-        own = {
-            "num_parameters": self.num_parameters,
-            "ancestry_parameters": self.ancestry_parameters,
-            "version": __version__,
-        }
-        return model_card(self.config, own | self.card | {k: v for k, v in card_kwargs.items() if v is not None})
+        own = {"num_parameters": self.num_parameters, "ancestry_parameters": self.ancestry_parameters}
+        return model_card(self.config, own | self.card_values(card_kwargs))
 
     @property
     def num_parameters(self) -> int:

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ancestries import ancestry, learngene, lossless, width
-from diffusers_learngene import KINDConfig, Learngene, LearngeneError, artefact
+from diffusers_learngene import KINDConfig, Learngene, LearngeneError, descriptions
 from models import run
 
 
@@ -162,14 +162,14 @@ def test_killed_while_saving(one, folder):
     script = """
 import sys, time
 from safetensors.torch import save_file
-from diffusers_learngene import Learngene, artefact
+from diffusers_learngene import Learngene, descriptions
 def slowly(tensors, path, metadata):
     save_file(tensors, path, metadata=metadata)
     with open(path, "r+b") as file:
         file.truncate(1000)
     print("half", flush=True)
     time.sleep(60)
-artefact.save_file = slowly
+descriptions.save_file = slowly
 one = Learngene.from_pretrained(sys.argv[1])
 for tensor in one.tensors.values():
     tensor.zero_()
@@ -192,7 +192,7 @@ def test_full_disk(one, folder, part, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artefact if part == "save_file" else os, part, fail)
+    monkeypatch.setattr(descriptions if part == "save_file" else os, part, fail)
     changed = copy.copy(one)
     changed.tensors = {key: tensor + 1 for key, tensor in one.tensors.items()}
     with pytest.raises(OSError, match="No space left"):

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..training.checkpoints import check_signature, damaged, discard, list_checkpoints
+from ..training.checkpoints import check_signature, damaged, finish
 
 
 __all__ = ["load_snapshot", "save_snapshot"]
@@ -49,11 +49,7 @@ def save_snapshot(
     for name in (TENSOR_FILE, STATE_FILE):
         with open(unfinished / name, "rb+") as file:
             os.fsync(file.fileno())
-    discard(path)
-    unfinished.rename(path)
-    others = [other for other in list_checkpoints(output_dir) if other != path]
-    for other in others[: max(0, len(others) + 1 - total_limit)] if total_limit else []:
-        discard(other)
+    finish(unfinished, path, total_limit)
     return path
 
 

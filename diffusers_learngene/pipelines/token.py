@@ -10,22 +10,18 @@ an encoder. The description is in the metadata of every file, which have to agre
 and for the Hub's download counter. Data only: nothing is ever unpickled, and nothing in a file names code, or a path.
 """
 
-import json
-import math
 import re
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cards import card_images, render
-from ..files import HUB_ID, write
+from ..descriptions import check_settings, described_file, exact_fields, read_tensors, write_config, write_described
+from ..files import HUB_ID
 from ..hub import SharedArtefact
 from .prompts import PLAIN_WORD, TEMPLATE, TOKEN, adaptive_prompt
 
@@ -39,7 +35,6 @@ WEIGHTS = {
     "text_encoder_3": "learned_embeds_3.safetensors",
 }
 _MAX_WIDTH = 2**16
-_SCALARS = (str, int, float, bool, type(None))
 
 
 class CreTokError(ValueError):
@@ -97,12 +92,7 @@ class CreTokConfig:
             isinstance(self.base_model, str) and HUB_ID.fullmatch(self.base_model)
         ):
             raise ValueError(f"base_model={self.base_model!r} must be a Hub id or null.")
-        if not isinstance(self.training, dict):
-            raise ValueError(f"training={self.training!r} must be a dict of settings.")
-        for key, value in self.training.items():
-            for item in value if isinstance(value, list) else [value]:
-                if not isinstance(item, _SCALARS) or isinstance(item, float) and not math.isfinite(item):
-                    raise ValueError(f"training[{key!r}]={value!r} must be a number, words, or a list of them.")
+        check_settings("training", self.training)
 
     def renamed(self, token: str) -> "CreTokConfig":
         """The same under another name."""
@@ -141,15 +131,12 @@ class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok",
                 raise CreTokError(f"the row of {name} holds NaN or infinity.")
 
     def write_data(self, folder: Path) -> None:
-        description = asdict(self.config)
         for name, file in WEIGHTS.items():
             if name in self.rows:
-                tensors, metadata = {self.config.token: self.rows[name][None]}, {"cretok": json.dumps(description)}
-                write(folder / file, partial(save_file, tensors, metadata=metadata))
+                write_described(folder / file, {self.config.token: self.rows[name][None]}, "cretok", self.config)
             else:
                 (folder / file).unlink(missing_ok=True)  # of an artefact with more encoders, saved here before
-        text = json.dumps(description, indent=2)
-        write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_config(folder, self.config)
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "CreTok":
@@ -157,9 +144,7 @@ class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok",
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
         """The model card from hub_cards/cretok.md, with what is in `self.card`."""
-        from .. import __version__
-
-        card = {"version": __version__, **self.card, **{k: v for k, v in card_kwargs.items() if v is not None}}
+        card = self.card_values(card_kwargs)
         data = ModelCardData(
             library_name="diffusers",
             license=card.get("license") or "apache-2.0",
@@ -173,37 +158,15 @@ class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok",
 
 def _read(paths: dict[str, Path]) -> tuple[CreTokConfig, dict[str, Tensor]]:
     """Config and rows of the files of an artefact, whose headers are checked before a tensor is read."""
-    rows, descriptions = {}, {}
+    rows, configs = {}, []
     for name, path in paths.items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                descriptions[name] = (file.metadata() or {}).get("cretok")
-                config = _parse(descriptions[name])
-                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-                expected = {config.token: (1, config.encoders.get(name))}
-                if shapes != expected:
-                    raise CreTokError(f"it holds {shapes}, but its description asks for {expected}.")
-                rows[name] = file.get_tensor(config.token)
-                if not rows[name].is_floating_point():
-                    raise CreTokError(f"its row is {rows[name].dtype}, which is no floating-point type.")
-        except (SafetensorError, OSError) as error:
-            raise CreTokError(f"{path} cannot be read as safetensors ({error}): download or copy it again.") from error
-        except (ValueError, TypeError, RecursionError) as error:
-            raise CreTokError(f"{path} is not a CreTok that can be used: {error}") from error
-    if len(set(descriptions.values())) > 1 or rows.keys() != config.encoders.keys():
+        with described_file(path, "cretok", "a CreTok", CreTokError) as (values, file):
+            config = CreTokConfig(**exact_fields(CreTokConfig, values))
+            configs.append(config)
+            (rows[name],) = read_tensors(file, {config.token: (1, config.encoders.get(name))}).values()
+    if any(config != configs[0] for config in configs) or rows.keys() != configs[0].encoders.keys():
         raise CreTokError(
             f"the files {[str(path) for path in paths.values()]} are not of one CreTok, whose encoders are "
-            f"{list(config.encoders)}: download or copy the whole folder again."
+            f"{list(configs[0].encoders)}: download or copy the whole folder again."
         )
-    return config, rows
-
-
-def _parse(description: str | None) -> CreTokConfig:
-    if description is None:
-        raise CreTokError("a safetensors file without the description of a CreTok (load_textual_inversion reads it).")
-    values = json.loads(description)
-    names = {entry.name for entry in fields(CreTokConfig)}
-    if not isinstance(values, dict) or values.keys() != names:
-        found = values.keys() if isinstance(values, dict) else {type(values).__name__}
-        raise CreTokError(f"the description lacks {names - found} and has {found - names}.")
-    return CreTokConfig(**values)
+    return configs[0], rows

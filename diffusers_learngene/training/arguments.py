@@ -17,7 +17,7 @@ from .tasks import Task
 from .ways import with_classes
 
 
-__all__ = ["load_class_tasks", "load_task", "training_options"]
+__all__ = ["load_class_tasks", "load_images", "load_task", "training_options"]
 
 
 def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
@@ -27,7 +27,7 @@ def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
         ValueError: no such images or model, or a model that cannot take the images or their classes.
     """
     with accelerator.main_process_first():  # it downloads and encodes; the others read what it wrote
-        data = _load_images(args)
+        data = load_images(args, random_flip=args.random_flip)
         task: DiffusionTask | ClassificationTask
         if args.task == "diffusion":
             model, vae = _load_dit(args)
@@ -54,7 +54,7 @@ def load_class_tasks(
         ValueError: as `load_task`; and classes that `split_classes` or `read_class_groups` refuse.
     """
     with accelerator.main_process_first():
-        data = _load_images(args)
+        data = load_images(args, random_flip=args.random_flip)
         split = split_classes(
             data, args.base_classes, args.novel_classes, images_per_novel_class=args.images_per_novel_class
         )
@@ -81,7 +81,8 @@ def load_class_tasks(
     return base, novel, model, groups
 
 
-def _load_images(args: Namespace) -> ImageClasses:
+def load_images(args: Namespace, *, random_flip: bool = False) -> ImageClasses:
+    """The images that `args` name; see `load_image_classes`."""
     return load_image_classes(
         args.dataset_name,
         dataset_config_name=args.dataset_config_name,
@@ -90,7 +91,7 @@ def _load_images(args: Namespace) -> ImageClasses:
         label_column=args.label_column,
         resolution=args.resolution,
         center_crop=args.center_crop,
-        random_flip=args.random_flip,
+        random_flip=random_flip,
         seed=args.seed,
         broken_images=args.broken_images,
     )

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 __all__ = [
     "check_signature",
     "damaged",
-    "discard",
+    "finish",
     "list_checkpoints",
     "load_checkpoint",
     "resolve_checkpoint",
@@ -106,16 +106,21 @@ def save_checkpoint(
         (unfinished / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        discard(path)
-        unfinished.rename(path)
-        others = [other for other in list_checkpoints(output_dir) if other != path]
-        for other in others[: max(0, len(others) + 1 - total_limit)] if total_limit else []:
-            discard(other)
+        finish(unfinished, path, total_limit)
     accelerator.wait_for_everyone()
     return path
 
 
-def discard(path: Path) -> None:
+def finish(unfinished: Path, path: Path, total_limit: int | None) -> None:
+    """Make a complete folder the checkpoint `path`, then delete the oldest ones until `total_limit` are left."""
+    _discard(path)
+    unfinished.rename(path)
+    others = [other for other in list_checkpoints(path.parent) if other != path]
+    for other in others[: max(0, len(others) + 1 - total_limit)] if total_limit else []:
+        _discard(other)
+
+
+def _discard(path: Path) -> None:
     """Delete a checkpoint such that it is never seen half deleted."""
     if path.exists():
         doomed = path.with_name(f"tmp-deleted-{path.name}")

@@ -8,23 +8,18 @@ The description is in the metadata of gene.safetensors; config.json repeats it f
 counter. Data only: nothing is ever unpickled, and nothing in a file names code, or a path.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...cards import card_images, render
-from ...files import write
+from ...descriptions import check_settings, described_file, exact_fields, read_tensors, write_config, write_described
 from ...hub import SharedArtefact
 from .genes import inherit_
 
@@ -35,7 +30,6 @@ FORMAT_VERSION = 1
 WEIGHTS = "gene.safetensors"
 _NAME = re.compile(r"(\d{1,3})\.(?:(?:mean|std)\.)?(?:weight|bias)")
 _MAX_SIDE, _MAX_TENSORS = 2**16, 64
-_SCALARS = (str, int, float, bool, type(None))
 
 
 class GeneError(ValueError):
@@ -102,10 +96,7 @@ class GeneConfig:
                 raise ValueError(f"{key}={value!r} must be {'words' if key == 'environment' else 'a list or dict'}.")
         if any(not isinstance(task, str) for task in self.tasks):
             raise ValueError(f"tasks={self.tasks!r} must be words.")
-        for key, value in self.training.items():
-            for item in value if isinstance(value, list) else [value]:
-                if not isinstance(item, _SCALARS) or isinstance(item, float) and not math.isfinite(item):
-                    raise ValueError(f"training[{key!r}]={value!r} must be a number, words, or a list of them.")
+        check_settings("training", self.training)
 
 
 class Gene(SharedArtefact, library_name="diffusers-learngene", tags=["learngene", "grl", "safetensors"]):
@@ -144,21 +135,18 @@ class Gene(SharedArtefact, library_name="diffusers-learngene", tags=["learngene"
         return inherit_(policy, self.tensors, layers)
 
     def write_data(self, folder: Path) -> None:
-        description = asdict(self.config)
-        metadata = {"gene": json.dumps(description)}
-        write(folder / WEIGHTS, partial(save_file, self.tensors, metadata=metadata))
-        text = json.dumps(description, indent=2)
-        write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_described(folder / WEIGHTS, self.tensors, "gene", self.config)
+        write_config(folder, self.config)
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Gene":
-        return cls(*_read(paths[WEIGHTS]))
+        with described_file(paths[WEIGHTS], "gene", "a gene", GeneError) as (values, file):
+            config = GeneConfig(**exact_fields(GeneConfig, values))
+            return cls(config, read_tensors(file, config.shapes))
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
         """The model card from hub_cards/gene.md, with what is in `self.card`."""
-        from ... import __version__
-
-        card = {"version": __version__, **self.card, **{k: v for k, v in card_kwargs.items() if v is not None}}
+        card = self.card_values(card_kwargs)
         data = ModelCardData(
             library_name="stable-baselines3",
             license=card.get("license") or "apache-2.0",
@@ -168,32 +156,3 @@ class Gene(SharedArtefact, library_name="diffusers-learngene", tags=["learngene"
         numbers = sum(tensor.numel() for tensor in self.tensors.values())
         variables = asdict(self.config) | {"num_parameters": numbers} | card
         return ModelCard(render("gene", data, **variables | {"images": [p.name for p in card_images(card)]}))
-
-
-def _read(path: Path) -> tuple[GeneConfig, dict[str, Tensor]]:
-    """Config and tensors of a file, whose header is checked before a tensor is read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = _parse((file.metadata() or {}).get("gene"))
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
-            if shapes != config.shapes:
-                raise GeneError(f"it holds {shapes}, but its description asks for {config.shapes}.")
-            if kinds := {part.get_dtype() for part in slices.values()} - {"F16", "BF16", "F32", "F64"}:
-                raise GeneError(f"it holds {sorted(kinds)}, which are no floating-point types.")
-            return config, {name: file.get_tensor(name) for name in slices}
-    except (SafetensorError, OSError) as error:
-        raise GeneError(f"{path} cannot be read as safetensors ({error}): download or copy it again.") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise GeneError(f"{path} is not a gene that can be used: {error}") from error
-
-
-def _parse(description: str | None) -> GeneConfig:
-    if description is None:
-        raise GeneError("a safetensors file without the description of a gene.")
-    values = json.loads(description)
-    names = {entry.name for entry in fields(GeneConfig)}
-    if not isinstance(values, dict) or values.keys() != names:
-        found = values.keys() if isinstance(values, dict) else {type(values).__name__}
-        raise GeneError(f"the description lacks {names - found} and has {found - names}.")
-    return GeneConfig(**values)

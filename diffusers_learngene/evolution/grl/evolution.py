@@ -9,7 +9,7 @@ snapshot.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +107,7 @@ def evolve(
     *,
     resume: Path | None = None,
     checkpoints_total_limit: int | None = 1,
-    log: Any = None,
+    log: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Population:
     """Run an evolution to its end; the same on every process.
 

@@ -8,24 +8,20 @@ The description is in the metadata of the safetensors file; config.json repeats 
 download counter. Data only: nothing is ever unpickled, and nothing in a file names code, or a path.
 """
 
-import json
 import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...cards import card_images, render
-from ...files import write
+from ...descriptions import check_settings, described_file, exact_fields, read_tensors, write_config, write_described
 from ...hub import SharedArtefact
 from .circuit import NORM_ENTRIES, IndexSets, circuit_sizes, extract, inherit_, parameters
 from .networks import ConvNet, Kernel, NetworkConfig, check_layout, create_network, layout_of
@@ -37,7 +33,6 @@ __all__ = ["Circuit", "CircuitConfig", "CircuitError"]
 FORMAT_VERSION = 1
 FILE = "circuit.safetensors"
 _MODULE = re.compile(r"\w+(\.\w+)*", re.ASCII)
-_SCALARS = (str, int, float, bool, type(None))
 
 
 class CircuitError(ValueError):
@@ -98,12 +93,7 @@ class CircuitConfig:
             raise ValueError(f"host={self.host} has another layout than this one.")
         if type(self.host_parameters) is not int or not self.host_parameters >= self.num_parameters:
             raise ValueError(f"host_parameters={self.host_parameters!r}: the circuit has {self.num_parameters}.")
-        if not isinstance(self.training, dict):
-            raise ValueError(f"training={self.training!r} must be a dict of settings.")
-        for key, value in self.training.items():
-            for item in value if isinstance(value, list) else [value]:
-                if not isinstance(item, _SCALARS) or isinstance(item, float) and not math.isfinite(item):
-                    raise ValueError(f"training[{key!r}]={value!r} must be a number, words, or a list of them.")
+        check_settings("training", self.training)
 
     @property
     def num_parameters(self) -> int:
@@ -243,38 +233,18 @@ class Circuit(SharedArtefact, library_name="diffusers-learngene", tags=["learnge
         return network
 
     def write_data(self, folder: Path) -> None:
-        description = _plain(self.config)
-        metadata = {"circuit": json.dumps(description)}
-        write(folder / FILE, partial(save_file, self.tensors, metadata=metadata))
-        text = json.dumps(description, indent=2)
-        write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_described(folder / FILE, self.tensors, "circuit", self.config)
+        write_config(folder, self.config)
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Circuit":
-        path = paths[FILE]
-        try:
-            with safe_open(path, framework="pt") as file:
-                config = _parse((file.metadata() or {}).get("circuit"))
-                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-                if shapes != config.shapes:
-                    raise CircuitError(f"it holds {shapes}, but its description asks for {config.shapes}.")
-                tensors = {name: file.get_tensor(name) for name in shapes}
-            for name, tensor in tensors.items():
-                if not tensor.is_floating_point():
-                    raise CircuitError(f"{name} is {tensor.dtype}, which is no floating-point type.")
-            return cls(config, tensors)
-        except (SafetensorError, OSError) as error:
-            raise CircuitError(
-                f"{path} cannot be read as safetensors ({error}): download or copy it again."
-            ) from error
-        except (ValueError, TypeError, RecursionError) as error:
-            raise CircuitError(f"{path} is not a circuit that can be used: {error}") from error
+        with described_file(paths[FILE], "circuit", "a circuit", CircuitError) as (values, file):
+            config = _config_of(values)
+            return cls(config, read_tensors(file, config.shapes))
 
     def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
         """The model card from hub_cards/gtl.md, with what is in `self.card`."""
-        from ... import __version__
-
-        card = {"version": __version__, **self.card, **{k: v for k, v in card_kwargs.items() if v is not None}}
+        card = self.card_values(card_kwargs)
         data = ModelCardData(
             library_name="diffusers-learngene",
             license=card.get("license") or "apache-2.0",
@@ -295,30 +265,15 @@ class Circuit(SharedArtefact, library_name="diffusers-learngene", tags=["learnge
         return ModelCard(render("gtl", data, **variables))
 
 
-def _plain(config: CircuitConfig) -> dict[str, Any]:
-    """As JSON has it."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _parse(description: str | None) -> CircuitConfig:
-    if description is None:
-        raise CircuitError("a safetensors file without the description of a circuit.")
-    values = _fields(CircuitConfig, json.loads(description))
+def _config_of(values: Any) -> CircuitConfig:
+    """What `asdict` made JSON of."""
+    values = exact_fields(CircuitConfig, values)
     if not isinstance(values["layout"], list) or not isinstance(values["shapes"], dict):
-        raise CircuitError("layout must be a list and shapes a dict.")
+        raise ValueError("layout must be a list and shapes a dict.")
     if not all(isinstance(shape, list) for shape in values["shapes"].values()):
-        raise CircuitError("shapes must be lists of whole numbers.")
-    values["layout"] = tuple(Kernel(**_fields(Kernel, kernel)) for kernel in values["layout"])
+        raise ValueError("shapes must be lists of whole numbers.")
+    values["layout"] = tuple(Kernel(**exact_fields(Kernel, kernel)) for kernel in values["layout"])
     values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
     if values["host"] is not None:
-        values["host"] = NetworkConfig(**_fields(NetworkConfig, values["host"]))
+        values["host"] = NetworkConfig(**exact_fields(NetworkConfig, values["host"]))
     return CircuitConfig(**values)
-
-
-def _fields(kind: Any, values: Any) -> dict[str, Any]:
-    """The values of a dataclass, if these are exactly its own."""
-    names = {entry.name for entry in fields(kind)}
-    if not isinstance(values, dict) or values.keys() != names:
-        found = values.keys() if isinstance(values, dict) else {type(values).__name__}
-        raise CircuitError(f"the description of a {kind.__name__} lacks {names - found} and has {found - names}.")
-    return dict(values)

@@ -16,7 +16,7 @@ populations, tournaments, mutation, k-way tasks as environment, critics on held-
 - A winner's score is its accuracy above chance, from 0 to 1. Credit to ancestors follows GRL (`selection`); w_j is how
   much of the circuit the mutation left (`circuit.overlap`).
 - In a life the zeros stay zeros: the circuit learns without the other channels, which are not passed on with it. Where
-  they do not (`closed=False`), it comes to lean on them, and the next generation inherits half of a computation.
+  they do not, it comes to lean on them, and the next generation inherits half of a computation.
   Critics and descendants train every weight.
 - alpha is 0.3, not GRL's 0.6, with which a circuit of generation 0 still won after fifteen: its credit outweighed any
   newborn's score.
@@ -184,7 +184,7 @@ class Evolution:
         population = self._grow([None if parent is None else parent.tensors for parent in parents], seeds)
         tasks = [self._life_task(generation, index) for index in batch]
         draws = [self._draws(index, _LIFE) for index in batch]
-        live(population, self.images, tasks, options.life, draws, keep_zeros=options.closed)
+        live(population, self.images, tasks, options.life, draws, keep_zeros=True)
 
         circuits, facts = [], []
         for place, (index, parent) in enumerate(zip(batch, parents, strict=True)):

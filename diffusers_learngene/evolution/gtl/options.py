@@ -33,7 +33,6 @@ class EvolutionOptions:
         selection: "random" draws winners and parents without regard to their fitness.
         inherit: "structure" passes on which channels read which, and no weights ("Darwinian").
         fill: see `inherit_`.
-        closed: whether the zeros of an inherited circuit stay zeros in a life.
         networks_per_batch: that are trained as one; see `population`.
         seed: of everything.
 
@@ -59,7 +58,6 @@ class EvolutionOptions:
     selection: Literal["tournament", "random"] = "tournament"
     inherit: Literal["weights", "structure"] = "weights"
     fill: Fill = "zero"
-    closed: bool = True
     networks_per_batch: int = 8
     seed: int = 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ...training.data import load_image_classes
+from ...training.arguments import load_images
 from ...training.letters import load_letters
 from ...training.plots import curves
 from ...training.report import format_table, provenance, write_json
@@ -36,16 +36,7 @@ def load_class_images(args: Namespace, accelerator: Accelerator) -> tuple[ClassI
         if args.dataset_name is None and args.train_data_dir is None:
             data = load_letters(args.images_per_class, resolution=args.resolution)
         else:
-            data = load_image_classes(
-                args.dataset_name,
-                dataset_config_name=args.dataset_config_name,
-                train_data_dir=args.train_data_dir,
-                image_column=args.image_column,
-                label_column=args.label_column,
-                resolution=args.resolution,
-                center_crop=args.center_crop,
-                broken_images=args.broken_images,
-            )
+            data = load_images(args)
     classes = split_three(data.class_names, args.base_classes, args.critic_classes, args.novel_classes)
     return ClassImages.of(data), classes
 

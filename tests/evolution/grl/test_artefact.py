@@ -107,12 +107,12 @@ def description(**changes):
     "metadata, changes, message",
     [
         (None, {}, "without the description of a gene"),
-        ({"gene": "[1]"}, {}, "the description lacks"),
+        ({"gene": "[1]"}, {}, "the description of a GeneConfig lacks"),
         ({"gene": "{"}, {}, "not a gene that can be used"),
         (description(extra=1), {}, "has {'extra'}"),
         (description(), {"0.weight": torch.ones(3, 3)}, "it holds {"),
         (description(), {"1.bias": torch.ones(1)}, "it holds {"),
-        (description(), {"0.bias": torch.ones(2, dtype=torch.int8)}, "it holds ['I8'], which are no floating"),
+        (description(), {"0.bias": torch.ones(2, dtype=torch.int8)}, "is torch.int8, which is no floating-point type"),
         (description(), {"0.bias": torch.full((2,), torch.nan)}, "0.bias holds NaN or infinity"),
     ],
 )
