@@ -81,7 +81,7 @@ def load_class_tasks(
     return base, novel, model, groups
 
 
-def load_images(args: Namespace, *, random_flip: bool = False) -> ImageClasses:
+def load_images(args: Namespace, *, random_flip: bool = False, pool_splits: bool = False) -> ImageClasses:
     """The images that `args` name; see `load_image_classes`."""
     return load_image_classes(
         args.dataset_name,
@@ -94,6 +94,7 @@ def load_images(args: Namespace, *, random_flip: bool = False) -> ImageClasses:
         random_flip=random_flip,
         seed=args.seed,
         broken_images=args.broken_images,
+        pool_splits=pool_splits,
     )
 
 

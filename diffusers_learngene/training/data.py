@@ -55,6 +55,7 @@ def load_image_classes(
     validation_fraction: float = 0.2,
     seed: int = 0,
     broken_images: Literal["error", "skip"] = "error",
+    pool_splits: bool = False,
 ) -> ImageClasses:
     """Load images by class; without a name and a folder, scikit-learn's 1,797 handwritten digits of 8 x 8 gray pixels.
 
@@ -70,6 +71,8 @@ def load_image_classes(
         validation_fraction: Of the images, for validation, where the source has no validation (or test) split.
         seed: Of that split; independent of the training's, so that runs are compared on the same images.
         broken_images: What to do about files of `train_data_dir` that cannot be decoded: refuse, or leave them out.
+        pool_splits: Take the source's splits as one set, of which `validation_fraction` is for validation: the splits
+            of few-shot sets (miniImageNet) are by class, so that each lacks the classes of the others.
 
     Raises:
         ValueError: Naming what is missing or broken, before any training.
@@ -82,19 +85,21 @@ def load_image_classes(
         raise ValueError(f"validation_fraction={validation_fraction} must lie between 0 and 1.")
     if broken_images not in ("error", "skip"):
         raise ValueError(f"broken_images={broken_images!r} must be 'error' or 'skip'.")
+    import datasets
 
     if train_data_dir is not None:
         splits = _load_folder(train_data_dir, image_column, broken_images)
         source = f"train_data_dir={train_data_dir!r}"
     elif dataset_name is not None:
-        import datasets
-
         splits = dict(datasets.load_dataset(dataset_name, dataset_config_name))
         source = f"dataset_name={dataset_name!r}"
     else:
         splits, source = {"train": _digits()}, "scikit-learn's digits"
     for split in splits.values():
         _check_columns(split, image_column, label_column, source)
+    if pool_splits:
+        labelled = [split for split in splits.values() if _has_labels(split, label_column)]
+        splits = {"train": datasets.concatenate_datasets(labelled or list(splits.values()))}
     train, validation = _train_and_validation(splits, label_column, validation_fraction, seed, source)
 
     class_names = _class_names(splits["train"], label_column, source)
@@ -205,13 +210,17 @@ def _train_and_validation(
     if "train" not in splits:
         raise ValueError(f"{source} has no split 'train', but {sorted(splits)}.")
     for name in ("validation", "valid", "val", "test"):
-        # Test sets of competitions come without labels: None or -1.
-        if name in splits and not {None, -1} & set(splits[name][label_column]):
+        if name in splits and _has_labels(splits[name], label_column):
             return splits["train"], splits[name]
     if len(splits["train"]) < 2:
         raise ValueError(f"{source} has {len(splits['train'])} images; training and validation take more.")
     parts = splits["train"].train_test_split(test_size=fraction, seed=seed)
     return parts["train"], parts["test"]
+
+
+def _has_labels(split: "datasets.Dataset", label_column: str) -> bool:
+    """Test sets of competitions come without: None or -1."""
+    return not {None, -1} & set(split[label_column])
 
 
 def _class_names(split: "datasets.Dataset", label_column: str, source: str) -> list[str]:

@@ -26,7 +26,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 
 
@@ -195,24 +195,28 @@ def backward(function: Callable[[Tensor], Tensor], x: Tensor, parameters: list[T
 
 
 def add(rounds: int) -> list[dict]:
-    """2048 tokens. In units of 2 x tokens x in x out FLOPs the frozen layer takes 1, and 1 more for the gradient of
-    its input; LoKr, which builds its weight, adds 2, or 3 with that gradient. So an adapter that costs nothing gets to
-    1 / 3 of LoKr's time in the first layer and to 2 / 5 in a later one; beyond that, compare what the two add.
+    """In units of 2 x tokens x in x out FLOPs the frozen layer takes 1, and 1 more for the gradient of its input.
+
+    LoKr, which builds its weight, adds 2, or 3 with that gradient, and the building. So an adapter that costs nothing
+    gets to 1 / 3 of LoKr's time in the first layer and to 2 / 5 in a later one where tokens are many, and to less
+    where they are few ("nothing / LoKr"); beyond that, compare what the two add.
     """
     rows = []
-    for size in ((1152, 1152), (1152, 4608), (4608, 1152)):
+    for size, tokens in product(((1152, 1152), (1152, 4608), (4608, 1152)), (64, 256, 2048)):
         models = with_adapters(*size)
-        x, grad = torch.randn(8, 256, size[0]), torch.randn(8, 256, size[1])
+        x, grad = torch.randn(tokens, size[0]), torch.randn(tokens, size[1])
         torch.testing.assert_close(models["wave"](x), models["lokr"](x), rtol=1e-3, atol=1e-4)
         wanted = {k: [p for p in model.parameters() if p.requires_grad] for k, model in models.items()}
         for place in ("first", "later"):
             x.requires_grad_(place == "later")
             sides = {k: partial(backward, model, x, wanted[k], grad) for k, model in models.items()}
             seconds = take_turns(sides, rounds)
-            rows.append(timing(f"{size}: WAVE / LoKr, {place} layer", seconds["wave"], seconds["lokr"]))
-        best = {key: 1e3 * min(values) for key, values in seconds.items()}
-        extra = best["wave"] - best["dense"], best["lokr"] - best["dense"]
-        rows.append(row(f"{size}: what they add to it (of minima)", *extra, "ms", 1 / 3))
+            name = f"{size}, {tokens} tokens, {place} layer"
+            rows.append(timing(f"{name}: WAVE / LoKr", seconds["wave"], seconds["lokr"], 1 / 3))
+            rows.append(timing(f"{name}: nothing / LoKr", seconds["dense"], seconds["lokr"]))
+            best = {key: 1e3 * min(values) for key, values in seconds.items()}
+            extra = best["wave"] - best["dense"], best["lokr"] - best["dense"]
+            rows.append(row(f"{name}: what they add to it (of minima)", *extra, "ms", 1 / 3))
     return rows
 
 

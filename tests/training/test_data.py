@@ -160,6 +160,18 @@ def test_a_test_split_without_labels_is_no_validation_split(tmp_path):
     assert (len(data.train), len(data.validation)) == (3, 3)
 
 
+def test_splits_by_class_can_be_pooled(tmp_path):
+    splits = {"train": [0, 1], "validation": [2, 3], "test": [4, 5]}
+    columns = {name: {"image": PICTURES, "label": labels * 3} for name, labels in splits.items()}
+    columns["unlabelled"] = {"image": PICTURES, "label": [-1] * 6}
+    path = saved(tmp_path, columns)
+    with pytest.raises(ValueError, match="that it has no training images of"):
+        load_image_classes(path)
+    data = load_image_classes(path, validation_fraction=0.5, pool_splits=True)
+    assert data.class_names == ["0", "1", "2", "3", "4", "5"]
+    assert sorted(item["labels"] for item in (*data.train, *data.validation)) == [i // 3 for i in range(18)]
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [

@@ -28,7 +28,7 @@ states, and neither resuming nor the number of processes changes anything.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -40,27 +40,18 @@ from tqdm.auto import tqdm
 from ...training.checkpoints import resolve_checkpoint
 from ...training.sampler import derived_seed, seeded_generator
 from ..lineage import Individual, Lineage
-from ..selection import ancestor_credit, draw, tournament
 from ..snapshots import load_snapshot, save_snapshot
 from .circuit import extract, first_sets, mutate, overlap, random_sets, set_sizes
 from .networks import NetworkConfig, create_network, layout_of, widths_of
 from .options import EvolutionOptions
+from .pool import Entry, diversity, draw_parent, next_pool, score_of
 from .population import Population, accuracy, grow, live
 from .tasks import ClassImages, Task, draw_task
 
 
-__all__ = ["Entry", "Evolution"]
+__all__ = ["Evolution"]
 
 _BIRTH, _NETWORK, _TASK, _LIFE, _MUTATION, _CRITIC, _CRITIC_TASK, _CRITIC_LIFE, _SELECTION = range(9)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A circuit in the pool: id of the individual that it was extracted from, score, and tensors on the CPU."""
-
-    id: int
-    score: float
-    tensors: dict[str, Tensor]
 
 
 class Evolution:
@@ -140,7 +131,7 @@ class Evolution:
     def live_generation(self) -> None:
         """One generation, from birth to the next pool."""
         options, generation = self.options, self.generation
-        parents = [self._draw_parent(index) for index in range(options.population_size)]
+        parents = [draw_parent(self.pool, self._draws(index, _BIRTH)) for index in range(options.population_size)]
         born = [generation * options.population_size + index for index in range(options.population_size)]
 
         # Lives, extraction and critics, each process with its share of the newborns.
@@ -157,7 +148,9 @@ class Evolution:
 
         for id, parent, notes, value in zip(born, parents, facts, fitness, strict=True):
             self.lineage.add(Individual(id, generation, None if parent is None else parent.id, value, notes))
-        self._select(born, circuits, fitness)
+        scores = [score_of(value, options.num_ways) for value in fitness]
+        newborns = [Entry(*one) for one in zip(born, scores, circuits, strict=True)]
+        self.pool = next_pool(self.pool, newborns, self.lineage, options, self._draws(0, _SELECTION))
         self.history.append(
             {
                 "generation": generation,
@@ -169,11 +162,6 @@ class Evolution:
                 "pool": sum(entry.score for entry in self.pool) / len(self.pool),
             }
         )
-
-    def _draw_parent(self, index: int) -> Entry | None:
-        if not self.pool:
-            return None
-        return self.pool[draw([entry.score for entry in self.pool], self._draws(index, _BIRTH))]
 
     def _live(
         self, batch: Sequence[int], parents: Sequence[Entry | None]
@@ -219,29 +207,6 @@ class Evolution:
             live(critics, self.images, [task] * len(batch), options.critic_life, draws)
             found.append(accuracy(critics, self.images, [task] * len(batch)))
         return [sum(values) / len(values) for values in zip(*found, strict=True)]
-
-    def _select(self, born: Sequence[int], circuits: Sequence[dict[str, Tensor]], fitness: Sequence[float]) -> None:
-        """Tournament, ageing, credit, and the best that stay."""
-        options, chance = self.options, 1 / self.options.num_ways
-        draws = self._draws(0, _SELECTION)
-        scores = [max(0.0, (value - chance) / (1 - chance)) for value in fitness]
-        if options.selection == "random":
-            scores = [1.0] * len(scores)
-        order = torch.randperm(len(scores), generator=draws).tolist()
-        winners = tournament(scores, options.tournament_size, order)
-        credit: dict[int, float] = {}
-        for index in winners:
-            ancestors = self.lineage.ancestors(born[index])
-            kept = [self.lineage[id].facts["overlap"] for id in (born[index], *ancestors)]
-            for id, gain in zip(
-                ancestors, ancestor_credit(scores[index], kept[: len(ancestors) - 1], options.beta), strict=False
-            ):
-                credit[id] = credit.get(id, 0.0) + gain
-        aged = [replace(entry, score=options.alpha * entry.score + credit.get(entry.id, 0.0)) for entry in self.pool]
-        new = [Entry(born[index], scores[index], circuits[index]) for index in winners]
-        if options.selection == "random":
-            aged = [replace(entry, score=1.0) for entry in aged]
-        self.pool = sorted([*new, *aged], key=lambda entry: -entry.score)[: options.pool_size]
 
     def _grow(self, circuits: Sequence[dict[str, Tensor] | None], seeds: Sequence[int]) -> Population:
         options = self.options
@@ -320,15 +285,3 @@ class Evolution:
         self.pool = [Entry(one["id"], one["score"], by_entry[one["id"]]) for one in state["pool"]]
         self.lineage = Lineage.from_json(state["lineage"])
         self.history = list(state["history"])
-
-
-def diversity(circuits: Sequence[dict[str, Tensor]]) -> float:
-    """1 minus the mean cosine of the weights of two circuits: 0 if all are the same, about 1 if none are related."""
-    if len(circuits) < 2:
-        return 0.0
-    names = [name for name, tensor in circuits[0].items() if tensor.ndim == 4]
-    flat = torch.stack([torch.cat([circuit[name].flatten() for name in names]) for circuit in circuits])
-    cosines = torch.nn.functional.normalize(flat, dim=1)
-    count = len(circuits)
-    similar = (cosines.sum(0).square().sum() - count).item() / (count * (count - 1))
-    return 1 - similar

@@ -36,7 +36,7 @@ def load_class_images(args: Namespace, accelerator: Accelerator) -> tuple[ClassI
         if args.dataset_name is None and args.train_data_dir is None:
             data = load_letters(args.images_per_class, resolution=args.resolution)
         else:
-            data = load_images(args)
+            data = load_images(args, pool_splits=True)
     classes = split_three(data.class_names, args.base_classes, args.critic_classes, args.novel_classes)
     return ClassImages.of(data), classes
 

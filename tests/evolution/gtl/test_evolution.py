@@ -12,12 +12,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffusers_learngene.evolution.gtl.evolution import Entry, Evolution, diversity
+from diffusers_learngene.evolution.gtl.evolution import Evolution
 from diffusers_learngene.evolution.gtl.networks import NetworkConfig
 from diffusers_learngene.evolution.gtl.options import EvolutionOptions
 from diffusers_learngene.evolution.gtl.population import Life
 from diffusers_learngene.evolution.gtl.tasks import ClassImages
-from diffusers_learngene.evolution.lineage import Individual
 
 
 TINY = NetworkConfig("vgg", (4, 6), (1, 2), image_channels=1)
@@ -91,32 +90,11 @@ def test_an_ablation_is_another_evolution(tmp_path, changes):
     assert outcome(usual) != outcome(other)
 
 
-def test_the_fittest_win_and_their_ancestors_get_credit():
-    """A tournament of two in an order that is drawn; a grandparent in the pool, and no parent there."""
-    evolved = evolution(alpha=0.5, beta=0.25, pool_size=9, num_ways=2)
-    facts = {"overlap": 0.5}
-    evolved.lineage.add(Individual(0, 0, None, 0.5, facts))
-    evolved.lineage.add(Individual(1, 1, 0, 0.5, facts))
-    for id, parent in ((8, 1), (9, None), (10, None), (11, None)):
-        evolved.lineage.add(Individual(id, 2, parent, 0.0, facts))
-    evolved.pool = [Entry(0, 1.0, {})]
-    evolved._select([8, 9, 10, 11], [{}] * 4, [1.0, 0.5, 0.5, 0.5])
-    scores = {entry.id: entry.score for entry in evolved.pool}
-    assert scores[8] == 1.0 and len(scores) == 3
-    # 0.5 x its score, and beta^2 x score x what #8 kept of its parent's circuit
-    assert scores[0] == pytest.approx(0.5 * 1.0 + 0.25**2 * 1.0 * 0.5)
-
-
 def test_a_population_that_does_not_divide():
     with pytest.raises(ValueError, match="population_size=5 must be a multiple of networks_per_batch=2"):
         replace(OPTIONS, population_size=5)
     with pytest.raises(ValueError, match="num_ways|ways=7"):
         evolution(num_ways=7)
-
-
-def test_diversity():
-    one, other = {"w": torch.tensor([1.0, 0]).view(1, 2, 1, 1)}, {"w": torch.tensor([0, 1.0]).view(1, 2, 1, 1)}
-    assert diversity([one, one, one]) == pytest.approx(0) and diversity([one, other]) == pytest.approx(1)
 
 
 def two_processes(folder):
