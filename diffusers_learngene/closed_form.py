@@ -143,6 +143,11 @@ def _target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Gro
     """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again."""
     if config.layers_to_transform is not None:
         raise ValueError(f"layers_to_transform={config.layers_to_transform}: a learngene is made of all layers.")
+    if config.bias != "none" or config.modules_to_save:
+        raise ValueError(
+            f"bias={config.bias!r}, modules_to_save={config.modules_to_save}: a learngene keeps whatever is not "
+            "factored, biases included, and its descendants train the biases: leave both out."
+        )
     matrices = blocks.find_matrices(model)
     targets = config.target_modules
     if targets is None or targets == "all-linear":

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +21,16 @@ from torch import Tensor
 from .files import write
 
 
-__all__ = ["check_settings", "described_file", "exact_fields", "read_tensors", "write_config", "write_described"]
+__all__ = [
+    "check_settings",
+    "check_version",
+    "described_file",
+    "exact_fields",
+    "finite_tensors",
+    "read_tensors",
+    "write_config",
+    "write_described",
+]
 
 _SCALARS = (str, int, float, bool, type(None))
 
@@ -81,6 +91,26 @@ def read_tensors(file: Any, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}, which is no floating-point type.")
     return tensors
+
+
+def finite_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Any], error: type[ValueError]
+) -> dict[str, Tensor]:
+    """The tensors in fp32 on the CPU; the error unless they have these shapes, and hold neither NaN nor infinity."""
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    expected = {name: list(shape) for name, shape in shapes.items()}
+    if found != expected:
+        raise error(f"the tensors have the shapes {found}, but the config says {expected}.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise error(f"{name} holds NaN or infinity.")
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def check_version(found: object, known: int) -> None:
+    """Raise a ValueError unless a file's format_version is the one that is known."""
+    if type(found) is not int or found != known:
+        raise ValueError(f"format_version={found!r} is not {known}: update diffusers-learngene.")
 
 
 def check_settings(name: str, settings: Any) -> None:

@@ -84,10 +84,9 @@ def create_dit(
 def init_dit_weights_(model: DiTTransformer2DModel, generator: torch.Generator | None = None) -> DiTTransformer2DModel:
     """Initialise in place as the DiT paper does, so that every block starts as the identity and the output as zero.
 
-    Linear layers and the patch projection: xavier uniform, zero biases, where q, k and v count as the one (3D, D)
-        matrix
-    that they are in the original code. Embedders: normal, 0.02, the same in every block. adaLN layers and the last
-    layer: zero.
+    Linear layers and the patch projection: xavier uniform, zero biases, where q, k and v count as the one matrix
+    (3D, D) that they are in the original code. Embedders: normal, 0.02, the same in every block. adaLN layers and
+    the last layer: zero.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -143,9 +142,8 @@ def _copies(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> list[t
         (f"{blocks}{i}.norm1.emb.{name}", f"{blocks}0.norm1.emb.{name}") for i in range(1, depth) for name in names
     ]
     pairs = [(copy, first) for copy, first in pairs if copy in state_dict and first in state_dict]
-    return [
-        (copy, first) for copy, first in pairs if not state_dict[copy].is_meta
-    ]  # an empty model has nothing to differ
+    # An empty model has nothing to differ.
+    return [(copy, first) for copy, first in pairs if not state_dict[copy].is_meta]
 
 
 def _write_copies(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:

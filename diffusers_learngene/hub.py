@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What learngenes and CreToks have in common: being saved, pushed to the Hugging Face Hub, and fetched."""
+"""What all kinds of artefacts have in common: being saved, pushed to the Hugging Face Hub, fetched, and their card."""
 
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from huggingface_hub.errors import HFValidationError
 
-from .cards import card_images
+from .cards import card_images, render
 from .files import local_folder, write
 
 
@@ -20,11 +20,26 @@ class SharedArtefact(ModelHubMixin):
     """Data files, a config.json that repeats their description for readers, a card, and the card's images.
 
     A kind of artefact sets the class attributes, and says how its data are written and read and what its card says.
+    What is set in `card` (repo_id, results, images, training, license, commit, ...: all optional) goes into the model
+    card; images are paths of PNG files, and are copied beside it. Without a `license` none is claimed.
     """
 
     weights: ClassVar[tuple[str, ...]]  # names of the data files, the first being there always
     error: ClassVar[type[ValueError]]
     card: dict[str, Any]
+
+    @property
+    def template(self) -> str:
+        """Of the card: the name of a file in hub_cards/."""
+        raise NotImplementedError
+
+    def card_metadata(self) -> dict[str, Any]:
+        """What the card's YAML header says, license aside; as `ModelCardData` takes it."""
+        raise NotImplementedError
+
+    def card_variables(self) -> dict[str, Any]:
+        """What the template is told, beside `card`."""
+        raise NotImplementedError
 
     def write_data(self, folder: Path) -> None:
         """Write the data files and config.json, each atomically."""
@@ -35,11 +50,14 @@ class SharedArtefact(ModelHubMixin):
         """The artefact of its data files, by name, as far as they are there."""
         raise NotImplementedError
 
-    def card_values(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What goes into the model card: the version, `card`, and what is given here."""
+    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
+        """The model card, with what is in `self.card` and what is given here."""
         from . import __version__
 
-        return {"version": __version__, **self.card, **{key: v for key, v in given.items() if v is not None}}
+        card = {**self.card, **{key: value for key, value in card_kwargs.items() if value is not None}}
+        images = [image.name for image in card_images(card)]
+        variables = {"version": __version__, **self.card_variables(), **card, "images": images}
+        return render(self.template, ModelCardData(license=card.get("license"), **self.card_metadata()), variables)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -90,8 +108,8 @@ class SharedArtefact(ModelHubMixin):
             token: to log in to the Hub with.
 
         Raises:
-            LearngeneError, CreTokError: there is none, or it is damaged. The errors of `huggingface_hub` come as they
-                are.
+            ValueError: the kind's own `error`: there is none, or it is damaged. The errors of `huggingface_hub` come
+                as they are.
         """
         name = str(pretrained_model_name_or_path)
         try:

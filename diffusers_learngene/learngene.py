@@ -25,13 +25,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch import Tensor, nn
 
 from .absorb import absorbed
 from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, read_artefact, write_artefact
-from .cards import model_card
 from .closed_form import check_ancestry, check_layout, closed_form
 from .dit import LabelInit
 from .files import hub_id
@@ -42,7 +40,7 @@ from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .method import Bank, Start
 from .methods import method_of
-from .models import empty_model, model_config, num_labels, prepare_ancestry_, tensors_of
+from .models import empty_model, model_config, num_labels, prepare_ancestry_, sizes_of, tensors_of
 from .tailors import add_labels, label_rows, new_tailors, select_classes
 from .tuners.base_config import LearngeneConfig, check_integer
 from .tuners.wave import WAVEConfig
@@ -53,13 +51,10 @@ __all__ = ["ArtefactConfig", "Learngene", "LearngeneError"]
 _logger = logging.getLogger(__name__)
 
 
-class Learngene(
-    SharedArtefact, library_name="diffusers-learngene", tags=["learngene", "safetensors"], license="apache-2.0"
-):
+class Learngene(SharedArtefact):
     """A learngene: `config` and tensors in fp32 on the CPU, "<bank tensor>.<group>" and "sizes.<width>.<layout key>".
 
-    Make one with `condense` or `from_pretrained`. What is set in `card` (results, images, training, license, repo_id,
-    ...) goes into the model card; images are paths of PNG files, and are copied beside it.
+    Make one with `condense` or `from_pretrained`.
     """
 
     weights = (WEIGHTS,)
@@ -77,10 +72,26 @@ class Learngene(
     def read_data(cls, paths: dict[str, Path]) -> "Learngene":
         return cls(*read_artefact(paths[WEIGHTS]))
 
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/<method>.md, with what is in `self.card`."""
-        own = {"num_parameters": self.num_parameters, "ancestry_parameters": self.ancestry_parameters}
-        return model_card(self.config, own | self.card_values(card_kwargs))
+    @property
+    def template(self) -> str:
+        return self.config.method
+
+    def card_metadata(self) -> dict[str, Any]:
+        tags = ["learngene", self.config.method, "safetensors"]
+        return {"library_name": "diffusers-learngene", "base_model": self.config.ancestry, "tags": tags}
+
+    def card_variables(self) -> dict[str, Any]:
+        config, classes = self.config, self.config.class_tailors or ()
+        return {
+            "architecture": config.architecture,
+            "ancestry": config.ancestry,
+            "num_parameters": self.num_parameters,
+            "ancestry_parameters": self.ancestry_parameters,
+            "base_config": sizes_of(config.base_config),
+            "seen_sizes": config.condensed_for,
+            "num_classes": len(classes),
+            "known_classes": [index for index, units in enumerate(classes) if units is not None],
+        }
 
     @property
     def num_parameters(self) -> int:

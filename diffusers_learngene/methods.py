@@ -226,9 +226,8 @@ class KIND:
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         fused = torch.cat(list(weights), dim=1)
         sigma, u, v = kind.factorize(fused, sum(size))
-        for layer in (
-            (~fused.flatten(1).any(1)).nonzero().flatten()
-        ):  # adaLN-Zero: of zero, the SVD knows no directions
+        # adaLN-Zero: of zero, the SVD knows no directions.
+        for layer in (~fused.flatten(1).any(1)).nonzero().flatten():
             u[layer], v[layer] = fine.random_factors(fused.shape[1:], sum(size))
         return [sigma], {"u": u, "v": v}
 

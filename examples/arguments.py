@@ -32,37 +32,64 @@ def size(text: str) -> tuple[int, int | None]:
     return layers(depth), positive(heads) if by else None
 
 
-def create_parser(description: str | None, output_dir: str, *, tasks: bool = True) -> argparse.ArgumentParser:
-    """A parser with what scripts have in common: data, a model, how to train and to sample, and the Hub.
+def create_parser(description: str | None, output_dir: str) -> argparse.ArgumentParser:
+    """A parser with what every script has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output_dir", default=output_dir)
+    parser.add_argument("--seed", type=int, default=0)
+    hub = parser.add_argument_group("Hub").add_argument
+    hub("--push_to_hub", action="store_true")
+    hub("--hub_model_id")
+    hub("--hub_token")
+    hub("--license", help="for the model card; without one, none is claimed")
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser, default: str) -> argparse._ArgumentGroup:
+    """The group of arguments of the images, and what they are by default."""
+    group = parser.add_argument_group(f"data (default: {default})")
+    add = group.add_argument
+    add("--dataset_name", help="image classification set on the Hub, or a local copy of one")
+    add("--dataset_config_name")
+    add("--train_data_dir", help="a folder with one folder of images per class")
+    add("--image_column", default="image")
+    add("--label_column", default="label")
+    add("--resolution", type=positive)
+    add("--center_crop", action=argparse.BooleanOptionalAction, default=True)
+    add("--broken_images", choices=["error", "skip"], default="error")
+    return group
+
+
+def add_run(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """What is kept of a run, how it goes on, and who is told."""
+    add = group.add_argument
+    add("--checkpoints_total_limit", type=positive, default=1)
+    add("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
+    add("--report_to", nargs="*", default=[], help="trackers beside log.jsonl: tensorboard, wandb, trackio, ...")
+
+
+def create_training_parser(description: str | None, output_dir: str, *, tasks: bool = True) -> argparse.ArgumentParser:
+    """A parser of a script that trains models on images: data, how to train and to sample.
 
     Args:
         tasks: whether there are several.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = create_parser(description, output_dir)
     add = parser.add_argument
     if tasks:
         add("--task", choices=["diffusion", "classification"], default="diffusion")
     add("--preset", choices=["demo", "long"], default="demo", help="long: four times the steps")
-    add("--output_dir", default=output_dir)
-    add("--seed", type=int, default=0)
-    data = parser.add_argument_group("data (default: scikit-learn's digits)").add_argument
-    data("--dataset_name", help="image classification set on the Hub, or a local copy of one")
-    data("--dataset_config_name")
-    data("--train_data_dir", help="a folder with one folder of images per class")
-    data("--image_column", default="image")
-    data("--label_column", default="label")
-    data("--resolution", type=positive)
-    data("--center_crop", action=argparse.BooleanOptionalAction, default=True)
+    data = add_data(parser, "scikit-learn's digits").add_argument
     data("--random_flip", action="store_true")
-    data("--broken_images", choices=["error", "skip"], default="error")
     data("--dataloader_num_workers", type=int, default=0)
     sample = parser.add_argument_group("samples").add_argument
     sample("--num_samples", type=positive, default=200, help="for the Frechet distance")
     sample("--num_inference_steps", type=positive, default=10)
     sample("--guidance_scale", type=float, default=1.5)
-    train = parser.add_argument_group("training").add_argument
+    training = parser.add_argument_group("training")
+    train = training.add_argument
     train("--train_batch_size", type=positive, default=32)
     train("--gradient_accumulation_steps", type=positive, default=1)
     train("--gradient_checkpointing", action="store_true")
@@ -77,13 +104,7 @@ def create_parser(description: str | None, output_dir: str, *, tasks: bool = Tru
     train("--use_ema", action="store_true")
     train("--ema_decay", type=float, default=0.999)
     train("--checkpointing_steps", type=positive, default=500)
-    train("--checkpoints_total_limit", type=positive, default=1)
-    train("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
-    train("--report_to", nargs="*", default=[], help="trackers beside log.jsonl: tensorboard, wandb, trackio, ...")
-    hub = parser.add_argument_group("Hub").add_argument
-    hub("--push_to_hub", action="store_true")
-    hub("--hub_model_id")
-    hub("--hub_token")
+    add_run(training)
     return parser
 
 
@@ -105,7 +126,7 @@ def create_condensing_parser(
     description: str | None, output_dir: str, *, elastic_heads: str
 ) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
     """A parser of a script that condenses for all sizes, and its group "learngene" for what is the method's own."""
-    parser = create_parser(description, output_dir)
+    parser = create_training_parser(description, output_dir)
     model = add_model(parser, "ancestry", num_layers=6).add_argument
     model("--ancestry_train_steps", type=positive)
     model("--ancestry_learning_rate", type=rate, default=2e-3)

@@ -18,7 +18,7 @@
 import argparse
 from pathlib import Path
 
-from arguments import positive, rate
+from arguments import add_run, create_parser, parse, positive, rate
 
 
 PAIRS = Path(__file__).with_name("data") / "cangjie_style.json"
@@ -38,12 +38,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--output_dir", default="outputs/cretok")
-    add("--seed", type=int, default=0)
+    parser = create_parser(__doc__, "outputs/cretok")
     base = parser.add_argument_group("base (default: a CLIP that is trained here, on a toy world)").add_argument
     base("--pretrained_model_name_or_path", help="a Stable Diffusion, SDXL, SD3 or Flux pipeline: folder or Hub id")
     base("--revision")
@@ -57,7 +52,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     token("--text_embedding", choices=["pooled", "eos", "mean"], default="pooled")
     token("--theta", type=cosine, nargs="+", default=[0.5], help="one for all text encoders, or one for each")
     token("--pairs_file", default=str(PAIRS), help='lines like "lettuce, mantis", or JSON; default: the re-built list')
-    train = parser.add_argument_group("training").add_argument
+    training = parser.add_argument_group("training")
+    train = training.add_argument
     train("--max_train_steps", type=positive, help="updates; default: 10,000, and 300 on the toy world")
     train("--train_batch_size", type=positive, default=16, help="pairs an update")
     train("--gradient_accumulation_steps", type=positive, default=1)
@@ -67,23 +63,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     train("--mixed_precision", choices=["no", "fp16", "bf16"], help="of the encoders; the rows stay in fp32")
     train("--eval_steps", type=positive, default=20, help="updates between two measurements")
     train("--checkpointing_steps", type=positive, default=1000)
-    train("--checkpoints_total_limit", type=positive, default=1)
-    train("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
-    train("--report_to", nargs="*", default=[], help="trackers beside log.jsonl: tensorboard, wandb, trackio, ...")
+    add_run(training)
     images = parser.add_argument_group("example images, for which the whole pipeline is loaded").add_argument
     images("--validation_pairs", type=pair, nargs="*", help="lettuce,mantis ...; default: three, if there is a GPU")
     images("--num_validation_images", type=positive, default=4, help="for each pair")
     images("--num_inference_steps", type=positive, default=28)
-    hub = parser.add_argument_group("Hub").add_argument
-    hub("--push_to_hub", action="store_true")
-    hub("--hub_model_id")
-    hub("--hub_token")
-    args = parser.parse_args(input_args)
+    args = parse(parser, input_args)
     args.max_train_steps = args.max_train_steps or (10_000 if args.pretrained_model_name_or_path else 300)
-    if args.push_to_hub and not args.hub_model_id:
-        parser.error("--push_to_hub needs --hub_model_id.")
-    if args.hub_token and "wandb" in args.report_to:
-        parser.error("--hub_token with --report_to wandb would show your token to wandb: run `hf auth login` instead.")
     if args.validation_pairs and not args.pretrained_model_name_or_path:
         parser.error("--validation_pairs needs --pretrained_model_name_or_path: the toy world has no pipeline.")
     return args
@@ -92,12 +78,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene.pipelines.token import check_token
     from diffusers_learngene.training.cretok import random_rows, word_rows
-    from diffusers_learngene.training.cretok_steps import Training, load_encoders, start_run, theta_of
+    from diffusers_learngene.training.cretok_steps import Training, load_encoders, theta_of
     from diffusers_learngene.training.pairs import read_pairs
+    from diffusers_learngene.training.run import start_training_run
 
     check_token(args.placeholder_token)
     pairs = read_pairs(args.pairs_file)
-    accelerator = start_run("train_cretok", args)
+    accelerator = start_training_run("train_cretok", args)
 
     # 1. and 2. Text encoders, and what they make of the pairs.
     base_class, encoders = load_encoders(accelerator, pairs, args)

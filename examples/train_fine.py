@@ -43,9 +43,10 @@ def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene import FINEConfig, Learngene
     from diffusers_learngene.training.arguments import load_task, training_options
     from diffusers_learngene.training.condensing import distil
-    from diffusers_learngene.training.steps import compare, plan_sizes, publish, start_run, train_ancestry
+    from diffusers_learngene.training.run import start_training_run
+    from diffusers_learngene.training.steps import compare, plan_sizes, publish, train_ancestry
 
-    accelerator = start_run("train_fine", args)
+    accelerator = start_training_run("train_fine", args)
     task, ancestry = load_task(args, accelerator)
     sizes = plan_sizes(args, ancestry, other_widths=False)
 

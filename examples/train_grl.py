@@ -20,7 +20,7 @@ Lives run on all cores; several processes or machines, started by accelerate, sh
 import argparse
 import os
 
-from arguments import positive
+from arguments import add_run, create_parser, parse, positive
 
 
 for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # a life has one thread, wherever it is lived
@@ -34,17 +34,13 @@ def count(text: str) -> int:
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = create_parser(__doc__, "outputs/grl")
     add = parser.add_argument
     add("--preset", choices=["smoke", "laptop", "paper"], default="smoke")
-    add("--output_dir", default="outputs/grl")
-    add("--seed", type=int, default=0)
     add("--num_workers", type=positive, help="processes that live; default: one for each core")
     change = parser.add_argument_group("changes of the preset").add_argument
-    change("--agents", type=positive, help="newborns a generation")
-    change("--generations", type=count, help="after the first, of random agents")
+    change("--population_size", type=positive, help="newborns of a generation")
+    change("--num_generations", type=count, help="after the first, of random agents")
     change("--epochs", type=positive, help="of a life")
     change("--steps", type=positive, help="of an epoch")
     change("--newborns", type=positive, help="of every kind that are examined, on every task")
@@ -58,29 +54,18 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         default=["trained", "birth", "random"],
         help="evolutions to run; trained is always among them",
     )
-    run = parser.add_argument_group("run").add_argument
-    run("--checkpoints_total_limit", type=positive, default=1)
-    run("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
-    run("--report_to", nargs="*", default=[], help="trackers beside log.jsonl: tensorboard, wandb, trackio, ...")
-    hub = parser.add_argument_group("Hub").add_argument
-    hub("--push_to_hub", action="store_true")
-    hub("--hub_model_id")
-    hub("--hub_token")
-    args = parser.parse_args(input_args)
+    add_run(parser.add_argument_group("run"))
+    args = parse(parser, input_args)
     args.heritages = list(dict.fromkeys(["trained", *args.heritages]))
-    if args.push_to_hub and not args.hub_model_id:
-        parser.error("--push_to_hub needs --hub_model_id.")
-    if args.hub_token and "wandb" in args.report_to:
-        parser.error("--hub_token with --report_to wandb would show your token to wandb: run `hf auth login` instead.")
-    args.mixed_precision, args.gradient_accumulation_steps = None, 1  # lives are numpy's, in fp32
     return args
 
 
 def main(args: argparse.Namespace) -> dict | None:
     from diffusers_learngene.evolution.grl.evaluation import examine
     from diffusers_learngene.evolution.grl.steps import evolutions, publish, report, settings
-    from diffusers_learngene.evolution.grl.workers import Workers, available_cores
-    from diffusers_learngene.training.steps import start_run
+    from diffusers_learngene.evolution.grl.workers import Workers
+    from diffusers_learngene.training.run import start_run
+    from diffusers_learngene.training.tracking import available_cores
 
     preset = settings(args)
     accelerator = start_run("train_grl", args)

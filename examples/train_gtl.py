@@ -18,7 +18,7 @@
 
 import argparse
 
-from arguments import parse, positive, rate
+from arguments import add_data, add_run, create_parser, parse, positive, rate
 
 
 PRESETS = {
@@ -71,22 +71,10 @@ def share(text: str) -> float:
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = create_parser(__doc__, "outputs/gtl")
     add = parser.add_argument
     add("--preset", choices=list(PRESETS), default="smoke", help="of everything whose default is not shown")
-    add("--output_dir", default="outputs/gtl")
-    add("--seed", type=int, default=0)
-    data = parser.add_argument_group("images (default: letters)").add_argument
-    data("--dataset_name", help="image classification set on the Hub, or a local copy of one")
-    data("--dataset_config_name")
-    data("--train_data_dir", help="a folder with one folder of images per class")
-    data("--image_column", default="image")
-    data("--label_column", default="label")
-    data("--resolution", type=positive, help="pixels")
-    data("--center_crop", action=argparse.BooleanOptionalAction, default=True)
-    data("--broken_images", choices=["error", "skip"], default="error")
+    data = add_data(parser, "letters").add_argument
     data("--images_per_class", type=positive, default=60, help="of the letters")
     for side, use in (("base", "lives"), ("critic", "critics"), ("novel", "the comparison")):
         data(f"--{side}_classes", nargs="+", help=f"names or numbers, for {use}; default: {use} get their share")
@@ -119,25 +107,19 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     test("--test_ways", type=positive, default=5)
     test("--test_steps", type=positive)
     test("--eval_steps", type=int, nargs="+", default=[0, 5, 20, 100])
-    run = parser.add_argument_group("run").add_argument
-    run("--checkpoints_total_limit", type=positive, default=1)
-    run("--resume_from_checkpoint", choices=["latest"], help="go on where the run in --output_dir stopped")
-    run("--report_to", nargs="*", default=[], help="trackers beside log.jsonl: tensorboard, wandb, trackio, ...")
-    run("--push_to_hub", action="store_true")
-    run("--hub_model_id")
-    run("--hub_token")
+    add_run(parser.add_argument_group("run"))
     args = parse(parser, input_args)
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.mixed_precision, args.gradient_accumulation_steps = "no", 1
     return args
 
 
 def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene.evolution.gtl import steps
+    from diffusers_learngene.training.run import start_run
 
-    accelerator = steps.start_run("train_gtl", args)
+    accelerator = start_run("train_gtl", args, mixed_precision="no")
 
     # 1. Images, and the classes that are for lives, for critics and for the comparison.
     images, classes = steps.load_class_images(args, accelerator)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from diffusers_learngene import cards
 
@@ -32,7 +32,7 @@ METHODS = {
 
 def render(method="wave", **variables):
     data = ModelCardData(license="cc-by-nc-4.0", library_name="diffusers-learngene", tags=["learngene", method])
-    return ModelCard(cards.render(method, data, **variables))
+    return cards.render(method, data, variables)
 
 
 @pytest.mark.parametrize("method", METHODS)

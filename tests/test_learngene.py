@@ -468,6 +468,8 @@ def test_models_that_are_refused(change, message):
             r"leaves out transformer_blocks\.0\..*all of its layers, or none",
         ),
         ({"layers_to_transform": [0, 1]}, "a learngene is made of all layers"),
+        ({"bias": "all"}, "a learngene keeps whatever is not factored"),
+        ({"modules_to_save": ["proj_out_2"]}, "a learngene keeps whatever is not factored"),
         ({"template_pattern": {"ff": [1, 2, 2]}}, r"template_pattern names the groups \['ff'\], but this model has"),
     ],
 )

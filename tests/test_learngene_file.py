@@ -107,6 +107,7 @@ def test_config_json_and_card_say_the_same(one, folder):
     assert card.data.library_name == "diffusers-learngene" and card.data.tags == ["learngene", "wave", "safetensors"]
     assert card.data.base_model == "facebook/DiT-XL-2-256"
     assert f"{one.num_parameters:,} parameters" in card.text and "num_layers=6" in card.text
+    assert card.data.license is None and "None was recorded" in card.text  # its ancestry's terms apply
 
 
 def test_card_says_what_it_is_told(one, tmp_path):

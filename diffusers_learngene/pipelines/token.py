@@ -11,16 +11,22 @@ and for the Hub's download counter. Data only: nothing is ever unpickled, and no
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor
 
-from ..cards import card_images, render
-from ..descriptions import check_settings, described_file, exact_fields, read_tensors, write_config, write_described
+from ..descriptions import (
+    check_settings,
+    check_version,
+    described_file,
+    exact_fields,
+    finite_tensors,
+    read_tensors,
+    write_config,
+    write_described,
+)
 from ..files import HUB_ID
 from ..hub import SharedArtefact
 from .prompts import PLAIN_WORD, TEMPLATE, TOKEN, adaptive_prompt
@@ -56,7 +62,7 @@ class CreTokConfig:
         format_version: of this layout.
 
     Raises:
-        ValueError: a value that cannot be; see `check`.
+        ValueError: a value that cannot be.
     """
 
     encoders: dict[str, int]
@@ -69,12 +75,7 @@ class CreTokConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Raise a ValueError that names the attribute and its value, if one cannot be."""
-        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version={self.format_version!r} is not 1: update diffusers-learngene.")
+        check_version(self.format_version, FORMAT_VERSION)
         if not isinstance(self.encoders, dict) or not self.encoders or not self.encoders.keys() <= WEIGHTS.keys():
             raise ValueError(f"encoders={self.encoders!r} must name some of {list(WEIGHTS)}.")
         for name, width in self.encoders.items():
@@ -96,7 +97,7 @@ class CreTokConfig:
 
     def renamed(self, token: str) -> "CreTokConfig":
         """The same under another name."""
-        return CreTokConfig(**{**asdict(self), "token": token})
+        return replace(self, token=token)
 
 
 def check_token(token: object) -> None:
@@ -105,12 +106,10 @@ def check_token(token: object) -> None:
         raise ValueError(f"token={token!r} must be one word of up to 64 characters, such as {TOKEN!r}.")
 
 
-class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok", "textual-inversion", "safetensors"]):
+class CreTok(SharedArtefact):
     """A trained token: `config`, and `rows`, (width,) in fp32 on the CPU by text encoder.
 
-    Pipelines have verbs for it (`load_cretok`, `save_cretok`, `push_cretok`, `unload_cretok`). What is set in `card`
-    (repo_id, results, images, license, commit: all optional) goes into the model card; images are paths of PNG files,
-    and are copied beside it.
+    Pipelines have verbs for it (`load_cretok`, `save_cretok`, `push_cretok`, `unload_cretok`).
 
     Raises:
         CreTokError: rows that are not those of the config, or not finite.
@@ -118,17 +117,13 @@ class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok",
 
     weights = tuple(WEIGHTS.values())
     error = CreTokError
+    template = "cretok"
 
     def __init__(self, config: CreTokConfig, rows: dict[str, Tensor]) -> None:
         self.config = config
-        self.rows = {name: row.detach().float().cpu().flatten() for name, row in rows.items()}
+        widths = {name: (width,) for name, width in config.encoders.items()}
+        self.rows = finite_tensors({name: row.flatten() for name, row in rows.items()}, widths, CreTokError)
         self.card = {}
-        widths = {name: len(row) for name, row in self.rows.items()}
-        if widths != config.encoders:
-            raise CreTokError(f"the rows have the widths {widths}, but the config says {config.encoders}.")
-        for name, row in self.rows.items():
-            if not torch.isfinite(row).all():
-                raise CreTokError(f"the row of {name} holds NaN or infinity.")
 
     def write_data(self, folder: Path) -> None:
         for name, file in WEIGHTS.items():
@@ -142,18 +137,13 @@ class CreTok(SharedArtefact, library_name="diffusers-learngene", tags=["cretok",
     def read_data(cls, paths: dict[str, Path]) -> "CreTok":
         return cls(*_read({name: paths[file] for name, file in WEIGHTS.items() if file in paths}))
 
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/cretok.md, with what is in `self.card`."""
-        card = self.card_values(card_kwargs)
-        data = ModelCardData(
-            library_name="diffusers",
-            license=card.get("license") or "apache-2.0",
-            base_model=self.config.base_model,
-            pipeline_tag="text-to-image",
-            tags=["cretok", "textual-inversion", "diffusers-learngene", "safetensors"],
-        )
-        variables = asdict(self.config) | {"weights": {name: WEIGHTS[name] for name in self.config.encoders}} | card
-        return ModelCard(render("cretok", data, **variables | {"images": [p.name for p in card_images(card)]}))
+    def card_metadata(self) -> dict[str, Any]:
+        tags = ["cretok", "textual-inversion", "diffusers-learngene", "safetensors"]
+        base_model = self.config.base_model
+        return {"library_name": "diffusers", "base_model": base_model, "pipeline_tag": "text-to-image", "tags": tags}
+
+    def card_variables(self) -> dict[str, Any]:
+        return asdict(self.config) | {"weights": {name: WEIGHTS[name] for name in self.config.encoders}}
 
 
 def _read(paths: dict[str, Path]) -> tuple[CreTokConfig, dict[str, Tensor]]:

@@ -21,11 +21,11 @@ from .loop import TrainingOptions, train
 from .pairs import Pair, PairList
 from .plots import curves, histograms, image_grid
 from .report import format_cell, format_table, provenance, write_json
-from .steps import start_run
+from .run import publish_artefact
 from .toy_world import ToyWorld, create_clip, train_clip_tokenizer
 
 
-__all__ = ["Training", "draw_examples", "load_encoders", "start_run", "theta_of"]
+__all__ = ["Training", "draw_examples", "load_encoders", "theta_of"]
 
 TRAINED, HELD_OUT, UNSEEN = "training pairs", "unseen pairs", "unseen concepts"
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -237,11 +237,7 @@ class Training:
                 draw_examples(cretok, chosen, images[0], accelerator.device, args)
             summary = [{key: format_cell(value) for key, value in row.items()} for row in results["rows"]]
             cretok.card = {"images": images, "results": summary, "commit": results["commit"]}
-            if args.hub_model_id:
-                cretok.card["repo_id"] = args.hub_model_id
-            cretok.save_pretrained(self.folder / "cretok")
-            if args.push_to_hub:
-                cretok.push_to_hub(args.hub_model_id, token=args.hub_token)
+            publish_artefact(cretok, self.folder / "cretok", args)
         accelerator.wait_for_everyone()
         accelerator.end_training()
 

@@ -108,9 +108,8 @@ def _distort(glyphs: torch.Tensor, resolution: int, draws: torch.Generator) -> t
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], 1).view(-1, 2, 2)
     stretch = torch.eye(2).repeat(count, 1, 1)
     stretch[:, 0, 1] = shear
-    maps = torch.cat(
-        [rotation @ stretch / scale[:, :, None], move[:, :, None]], dim=2
-    )  # from the new image to the old
+    # From the new image to the old.
+    maps = torch.cat([rotation @ stretch / scale[:, :, None], move[:, :, None]], dim=2)
     # Four times too large, and then averaged: no jagged edges.
     fine = F.affine_grid(maps, [count, 1, 2 * resolution, 2 * resolution], align_corners=False)
     images = F.grid_sample(glyphs[:, None], fine, align_corners=False)

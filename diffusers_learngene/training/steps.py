@@ -3,11 +3,9 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from huggingface_hub import create_repo
 from torch import nn
 
 from ..files import hub_id
@@ -16,12 +14,12 @@ from ..models import depth_key, enable_gradient_checkpointing_, model_config, si
 from .arguments import training_options
 from .comparison import Comparison
 from .loop import train
+from .run import publish_artefact
 from .tasks import Task
-from .tracking import create_accelerator
 from .trials import Trials
 
 
-__all__ = ["Sizes", "compare", "plan_sizes", "publish", "start_run", "train_ancestry"]
+__all__ = ["Sizes", "compare", "plan_sizes", "publish", "train_ancestry"]
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,6 @@ def plan_sizes(args: Namespace, ancestry: nn.Module, *, other_widths: bool) -> S
         [] if args.fixed_size else [width_overrides(config, h) for h in others],
         [size_overrides(config, d, h) for d, h in wanted],
     )
-
-
-def start_run(name: str, args: Namespace) -> Accelerator:
-    """The accelerator of a run and its trackers; a repository to push to is made now, where a wrong name shows."""
-    accelerator = create_accelerator(
-        name,
-        output_dir=Path(args.output_dir),
-        config={key: value for key, value in vars(args).items() if key != "hub_token"},
-        report_to=args.report_to,
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-    )
-    if args.push_to_hub and accelerator.is_main_process:
-        args.hub_model_id = create_repo(args.hub_model_id, token=args.hub_token, exist_ok=True).repo_id
-    return accelerator
 
 
 def train_ancestry(accelerator: Accelerator, ancestry: Any, task: Task, args: Namespace) -> None:
@@ -136,12 +119,10 @@ def publish(accelerator: Accelerator, learngene: Learngene, trials: Trials, args
     """
     own = "own images" if args.dataset_name or args.train_data_dir else "scikit-learn's digits"
     keys = ("max_train_steps", "learning_rate", *more_keys, "seed")
-    learngene.card = trials.card(repo_id=args.hub_model_id) | {
+    learngene.card = trials.card() | {
         "training": {"data": hub_id(args.dataset_name) or own, **{key: getattr(args, key) for key in keys}}
     }
     if accelerator.is_main_process:
-        learngene.save_pretrained(f"{args.output_dir}/learngene")
-        if args.push_to_hub:
-            learngene.push_to_hub(args.hub_model_id, token=args.hub_token)
+        publish_artefact(learngene, f"{args.output_dir}/learngene", args)
     accelerator.wait_for_everyone()
     accelerator.end_training()

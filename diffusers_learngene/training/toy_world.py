@@ -103,9 +103,8 @@ class ToyWorld:
         number = len(looks)
         odd = torch.tensor([float(a == "creative") for a in adjectives])[:, None]
         noise = torch.randn(looks.shape, generator=generator)
-        looks = torch.cat(
-            [looks + 0.5 * odd * self.looks.std(0) * noise, looks[:, -1:]], dim=1
-        )  # of its own kind still
+        # Of its own kind still.
+        looks = torch.cat([looks + 0.5 * odd * self.looks.std(0) * noise, looks[:, -1:]], dim=1)
         scale = torch.tensor([{"small": 0.65, "large": 1.4}.get(a, 1.0) for a in adjectives])
         light = torch.tensor([{"dark": 0.5, "bright": 1.5}.get(a, 1.0) for a in adjectives])
         scale = scale * (1 + 0.1 * torch.randn(number, generator=generator))

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 
-__all__ = ["JSONLTracker", "check_processes", "create_accelerator"]
+__all__ = ["JSONLTracker", "available_cores", "check_processes", "create_accelerator"]
 
 
 class JSONLTracker(GeneralTracker):
@@ -114,8 +114,13 @@ def _use_all_cores(accelerator: Accelerator) -> None:
     # would idle. It always sets the other variable, which says that it, and not the user, asked for one thread.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if accelerator.device.type == "cpu" and launched and torch.get_num_threads() == 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(available_cores())
+
+
+def available_cores() -> int:
+    """Cores for this process, if those that a launcher started on this machine share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_processes(accelerator: Accelerator) -> None:

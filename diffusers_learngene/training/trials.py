@@ -164,9 +164,9 @@ class Trials:
     def _column_labels(self) -> list[str]:
         return [self.task.class_names[i % len(self.task.class_names)] for i in range(GRID_COLUMNS)]
 
-    def card(self, repo_id: str | None = None) -> dict[str, Any]:
+    def card(self) -> dict[str, Any]:
         """What the learngene's card says of these results."""
         columns = self.columns()
         rows = [{column: format_cell(row.get(column)) for column in columns} for row in self.rows]
         images = [self.output_dir / name for name in ("curves.png", *(["samples.png"] if self.grid else []))]
-        return {"repo_id": repo_id, "results": rows, "images": images, "commit": provenance()["commit"]}
+        return {"results": rows, "images": images, "commit": provenance()["commit"]}

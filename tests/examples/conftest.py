@@ -97,7 +97,9 @@ def train_kind():
 
 @pytest.fixture(scope="module")
 def train_grl():
-    return Example("train_grl.py", "--agents 4 --generations 2 --epochs 1 --steps 64 --newborns 1 --num_workers 1")
+    return Example(
+        "train_grl.py", "--population_size 4 --num_generations 2 --epochs 1 --steps 64 --newborns 1 --num_workers 1"
+    )
 
 
 @pytest.fixture(scope="module")

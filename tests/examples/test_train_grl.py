@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy(train_grl):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--generations -1", "argument --generations: invalid count value: '-1'"),
+        ("--num_generations -1", "argument --num_generations: invalid count value: '-1'"),
         ("--num_workers 0", "argument --num_workers: invalid positive value: '0'"),
         ("--heritages lamarck", "argument --heritages: invalid choice: 'lamarck'"),
         ("--push_to_hub", "--push_to_hub needs --hub_model_id"),
@@ -46,8 +46,8 @@ def test_an_impossible_argument_is_one_line(train_grl, capsys, arguments, messag
 
 
 def test_too_few_agents_are_found_before_any_life(train_grl, tmp_path):
-    with pytest.raises(ValueError, match="--agents 2 are too few for a tournament of 3"):
-        train_grl("--agents", 2, "--output_dir", tmp_path)
+    with pytest.raises(ValueError, match="--population_size 2 is too few for a tournament of 3"):
+        train_grl("--population_size", 2, "--output_dir", tmp_path)
 
 
 def test_results(finished):
@@ -82,7 +82,7 @@ def assert_same_run(one, other):
 @pytest.mark.slow
 def test_resuming_is_exact(train_grl, finished, tmp_path):
     """A run that stopped after one generation of the first evolution."""
-    train_grl("--output_dir", tmp_path, "--generations", 0, "--heritages", "trained")
+    train_grl("--output_dir", tmp_path, "--num_generations", 0, "--heritages", "trained")
     shutil.rmtree(tmp_path / "gene")
     with pytest.raises(ValueError, match="resume_from_checkpoint='latest'"):
         train_grl("--output_dir", tmp_path)
@@ -99,7 +99,7 @@ def test_two_processes_evolve_as_one(train_grl, finished, tmp_path):
 
 
 def test_push(train_grl, hub, tmp_path):
-    arguments = ("--generations", 0, "--heritages", "trained", "--output_dir", tmp_path)
+    arguments = ("--num_generations", 0, "--heritages", "trained", "--output_dir", tmp_path)
     train_grl(*arguments, "--push_to_hub", "--hub_model_id", "me/gene", "--hub_token", "hf_test")
     assert Gene.from_pretrained("me/gene").config.training["agents"] == 4
     for content in hub.files("me/gene").values():

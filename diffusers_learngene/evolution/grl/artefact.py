@@ -14,12 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor, nn
 
-from ...cards import card_images, render
-from ...descriptions import check_settings, described_file, exact_fields, read_tensors, write_config, write_described
+from ...descriptions import (
+    check_settings,
+    check_version,
+    described_file,
+    exact_fields,
+    finite_tensors,
+    read_tensors,
+    write_config,
+    write_described,
+)
 from ...hub import SharedArtefact
 from .genes import inherit_
 
@@ -49,7 +55,7 @@ class GeneConfig:
         format_version: of this layout.
 
     Raises:
-        ValueError: a value that cannot be; see `check`.
+        ValueError: a value that cannot be.
     """
 
     gene_type: list[int]
@@ -60,12 +66,7 @@ class GeneConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Raise a ValueError that names the attribute and its value, if one cannot be."""
-        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version={self.format_version!r} is not 1: update diffusers-learngene.")
+        check_version(self.format_version, FORMAT_VERSION)
         layers = self.gene_type
         if (
             not isinstance(layers, list)
@@ -91,19 +92,15 @@ class GeneConfig:
                 raise ValueError(f"shapes[{name!r}]={shape!r} must be {sides} numbers from 1 to {_MAX_SIDE}.")
         if found != set(layers):
             raise ValueError(f"shapes={self.shapes!r} lacks tensors of the layers {sorted(set(layers) - found)}.")
-        for key, value in {"environment": self.environment, "tasks": self.tasks, "training": self.training}.items():
-            if not isinstance(value, {"tasks": list, "training": dict}.get(key, str | None)):
-                raise ValueError(f"{key}={value!r} must be {'words' if key == 'environment' else 'a list or dict'}.")
-        if any(not isinstance(task, str) for task in self.tasks):
-            raise ValueError(f"tasks={self.tasks!r} must be words.")
+        if not isinstance(self.environment, str | None):
+            raise ValueError(f"environment={self.environment!r} must be a name or null.")
+        if not isinstance(self.tasks, list) or any(not isinstance(task, str) for task in self.tasks):
+            raise ValueError(f"tasks={self.tasks!r} must be a list of words.")
         check_settings("training", self.training)
 
 
-class Gene(SharedArtefact, library_name="diffusers-learngene", tags=["learngene", "grl", "safetensors"]):
+class Gene(SharedArtefact):
     """Two layers of an agent: `config`, and `tensors` in fp32 on the CPU, by name.
-
-    What is set in `card` (repo_id, results, images, license, commit: all optional) goes into the model card; images
-    are paths of PNG files, and are copied beside it.
 
     Raises:
         GeneError: tensors that are not those of the config, or not finite.
@@ -111,17 +108,12 @@ class Gene(SharedArtefact, library_name="diffusers-learngene", tags=["learngene"
 
     weights = (WEIGHTS,)
     error = GeneError
+    template = "gene"
 
     def __init__(self, config: GeneConfig, tensors: Mapping[str, Tensor]) -> None:
         self.config = config
-        self.tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+        self.tensors = finite_tensors(tensors, config.shapes, GeneError)
         self.card = {}
-        shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
-        if shapes != config.shapes:
-            raise GeneError(f"the tensors have the shapes {shapes}, but the config says {config.shapes}.")
-        for name, tensor in self.tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise GeneError(f"{name} holds NaN or infinity.")
 
     def inherit_(self, policy: nn.Module, layers: Mapping[str, str] | None = None) -> list[str]:
         """Put the gene into a policy of torch, such as `model.policy` of stable-baselines3's PPO.
@@ -144,15 +136,9 @@ class Gene(SharedArtefact, library_name="diffusers-learngene", tags=["learngene"
             config = GeneConfig(**exact_fields(GeneConfig, values))
             return cls(config, read_tensors(file, config.shapes))
 
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/gene.md, with what is in `self.card`."""
-        card = self.card_values(card_kwargs)
-        data = ModelCardData(
-            library_name="stable-baselines3",
-            license=card.get("license") or "apache-2.0",
-            pipeline_tag="reinforcement-learning",
-            tags=["learngene", "grl", "diffusers-learngene", "safetensors"],
-        )
-        numbers = sum(tensor.numel() for tensor in self.tensors.values())
-        variables = asdict(self.config) | {"num_parameters": numbers} | card
-        return ModelCard(render("gene", data, **variables | {"images": [p.name for p in card_images(card)]}))
+    def card_metadata(self) -> dict[str, Any]:
+        tags = ["learngene", "grl", "diffusers-learngene", "safetensors"]
+        return {"library_name": "stable-baselines3", "pipeline_tag": "reinforcement-learning", "tags": tags}
+
+    def card_variables(self) -> dict[str, Any]:
+        return asdict(self.config) | {"num_parameters": sum(tensor.numel() for tensor in self.tensors.values())}

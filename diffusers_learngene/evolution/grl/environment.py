@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from .terrains import COLUMNS, LENGTH, ROWS, WIDTH, height_field
 
 
-__all__ = ["ANT", "ARMS", "REACHER", "LearngeneAntEnv", "LearngeneReacherEnv", "register_environments"]
+__all__ = ["ANT", "ARMS", "REACHER", "LearngeneAntEnv", "LearngeneReacherEnv"]
 
 ANT, REACHER = "LearngeneAnt-v0", "LearngeneReacher-v0"
 START, GOAL, PRIZE = -50.0, 57.0, 100.0
@@ -190,11 +190,5 @@ class LearngeneReacherEnv(ReacherEnv, _Rendered):
         mujoco.mj_setConst(self.model, self.data)
 
 
-def register_environments() -> None:
-    """Make `gymnasium.make` know both; once is enough, twice does no harm."""
-    for name, entry, steps in ((ANT, LearngeneAntEnv, 3000), (REACHER, LearngeneReacherEnv, 50)):
-        if name not in gymnasium.registry:
-            gymnasium.register(name, entry_point=f"{entry.__module__}:{entry.__name__}", max_episode_steps=steps)
-
-
-register_environments()
+for _id, _class, _steps in ((ANT, LearngeneAntEnv, 3000), (REACHER, LearngeneReacherEnv, 50)):
+    gymnasium.register(_id, entry_point=f"{__name__}:{_class.__name__}", max_episode_steps=_steps)

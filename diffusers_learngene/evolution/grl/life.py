@@ -132,12 +132,11 @@ def make_environment(config: LifeConfig, task: str, **options: Any) -> Any:
     try:
         import gymnasium
 
-        from . import environment  # registers ours
+        from . import environment  # noqa: F401  # registers ours
     except ImportError as error:
         raise ValueError(
             f"lives need gymnasium and MuJoCo: pip install 'diffusers-learngene[rl]' ({error})."
         ) from error
-    environment.register_environments()
     return gymnasium.make(
         config.environment,
         max_episode_steps=config.max_episode_steps,

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from ...training.checkpoints import resolve_checkpoint
 from ...training.plots import curves
 from ...training.report import format_cell, format_table, provenance, write_json
+from ...training.run import publish_artefact
 from ..plots import draw_lineage
 from .artefact import Gene, GeneConfig
 from .environment import ANT
@@ -50,12 +51,14 @@ def settings(args: Namespace) -> Preset:
     evolution = replace(
         preset.evolution,
         life=life,
-        agents=args.agents or preset.evolution.agents,
-        generations=args.generations if args.generations is not None else preset.evolution.generations,
+        agents=args.population_size or preset.evolution.agents,
+        generations=args.num_generations if args.num_generations is not None else preset.evolution.generations,
         seed=args.seed,
     )
     if evolution.agents < evolution.tournament:
-        raise ValueError(f"--agents {evolution.agents} are too few for a tournament of {evolution.tournament}.")
+        raise ValueError(
+            f"--population_size {evolution.agents} is too few for a tournament of {evolution.tournament}."
+        )
     for task in (*evolution.tasks, *preset.unseen):
         make_environment(life, task).close()
     return replace(preset, evolution=evolution, newborns=args.newborns or preset.newborns)
@@ -151,11 +154,7 @@ def publish(
             "results": [{key: format_cell(value) for key, value in row.items()} for row in results["rows"]],
             "commit": results["commit"],
         }
-        if args.hub_model_id:
-            gene.card["repo_id"] = args.hub_model_id
-        gene.save_pretrained(Path(args.output_dir, "gene"))
-        if args.push_to_hub:
-            gene.push_to_hub(args.hub_model_id, token=args.hub_token)
+        publish_artefact(gene, Path(args.output_dir, "gene"), args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -22,7 +22,7 @@ from .life import Life, LifeConfig, Statistics, live
 from .network import Actor
 
 
-__all__ = ["Job", "Workers", "available_cores"]
+__all__ = ["Job", "Workers"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,6 @@ class Job:
 
     def run(self) -> Life:
         return live(self.config, self.task, self.seed, self.inherited, self.statistics)
-
-
-def available_cores() -> int:
-    """Cores for this process, if those that a launcher started on this machine share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Workers:

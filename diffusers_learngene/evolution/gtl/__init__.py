@@ -6,6 +6,7 @@ circuit      index sets of channels: extract, inherit with zero fill, mutate; pu
 translation  a circuit of one network in the words of another: other depths, VGG <-> ResNet
 artefact     class Circuit: the learngene as files
 tasks        images by class, and small tasks drawn from them
+pool         whose circuits newborns inherit: scores, tournament, credit
 population   networks of one shape, trained as one batched computation
 options      how to evolve
 evolution    one generation, and the loop with snapshots

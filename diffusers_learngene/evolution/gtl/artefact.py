@@ -17,11 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor, nn
 
-from ...cards import card_images, render
-from ...descriptions import check_settings, described_file, exact_fields, read_tensors, write_config, write_described
+from ...descriptions import (
+    check_settings,
+    check_version,
+    described_file,
+    exact_fields,
+    finite_tensors,
+    read_tensors,
+    write_config,
+    write_described,
+)
 from ...hub import SharedArtefact
 from .circuit import NORM_ENTRIES, IndexSets, circuit_sizes, extract, inherit_, parameters
 from .networks import ConvNet, Kernel, NetworkConfig, check_layout, create_network, layout_of
@@ -31,7 +38,7 @@ from .translation import translate
 __all__ = ["Circuit", "CircuitConfig", "CircuitError"]
 
 FORMAT_VERSION = 1
-FILE = "circuit.safetensors"
+WEIGHTS = "circuit.safetensors"
 _MODULE = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
@@ -64,8 +71,7 @@ class CircuitConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version={self.format_version!r} is not 1: update diffusers-learngene.")
+        check_version(self.format_version, FORMAT_VERSION)
         for kernel in self.layout:
             for name in ("conv", "norm"):
                 value = getattr(kernel, name)
@@ -106,27 +112,21 @@ class CircuitConfig:
         return self.num_parameters / self.host_parameters
 
 
-class Circuit(SharedArtefact, library_name="diffusers-learngene", tags=["learngene", "gtl", "safetensors"]):
+class Circuit(SharedArtefact):
     """A learngene of GTL: `config`, and `tensors` in fp32 on the CPU.
-
-    What is set in `card` (repo_id, results, images, license, commit: all optional) goes into the model card.
 
     Raises:
         CircuitError: tensors that are not those of the config, or not finite.
     """
 
-    weights = (FILE,)
+    weights = (WEIGHTS,)
     error = CircuitError
+    template = "gtl"
 
     def __init__(self, config: CircuitConfig, tensors: Mapping[str, Tensor]) -> None:
         self.config = config
-        self.tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+        self.tensors = finite_tensors(tensors, config.shapes, CircuitError)
         self.card = {}
-        if (shapes := {name: tuple(tensor.shape) for name, tensor in tensors.items()}) != config.shapes:
-            raise CircuitError(f"the tensors have the shapes {shapes}, but the config says {config.shapes}.")
-        for name, tensor in self.tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise CircuitError(f"{name} holds NaN or infinity.")
 
     @classmethod
     def extract(
@@ -233,36 +233,29 @@ class Circuit(SharedArtefact, library_name="diffusers-learngene", tags=["learnge
         return network
 
     def write_data(self, folder: Path) -> None:
-        write_described(folder / FILE, self.tensors, "circuit", self.config)
+        write_described(folder / WEIGHTS, self.tensors, "circuit", self.config)
         write_config(folder, self.config)
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Circuit":
-        with described_file(paths[FILE], "circuit", "a circuit", CircuitError) as (values, file):
+        with described_file(paths[WEIGHTS], "circuit", "a circuit", CircuitError) as (values, file):
             config = _config_of(values)
             return cls(config, read_tensors(file, config.shapes))
 
-    def generate_model_card(self, *_: object, **card_kwargs: Any) -> ModelCard:
-        """The model card from hub_cards/gtl.md, with what is in `self.card`."""
-        card = self.card_values(card_kwargs)
-        data = ModelCardData(
-            library_name="diffusers-learngene",
-            license=card.get("license") or "apache-2.0",
-            pipeline_tag="image-classification",
-            tags=["learngene", "gtl", "safetensors"],
-        )
+    def card_metadata(self) -> dict[str, Any]:
+        tags = ["learngene", "gtl", "safetensors"]
+        return {"library_name": "diffusers-learngene", "pipeline_tag": "image-classification", "tags": tags}
+
+    def card_variables(self) -> dict[str, Any]:
         config = self.config
-        variables = {
+        return {
             "host": config.host,
             "wider": [2 * width for width in config.host.widths] if config.host else None,
             "num_parameters": config.num_parameters,
             "host_parameters": config.host_parameters,
             "budget": config.budget,
             "training": config.training,
-            **card,
-            "images": [path.name for path in card_images(card)],
         }
-        return ModelCard(render("gtl", data, **variables))
 
 
 def _config_of(values: Any) -> CircuitConfig:

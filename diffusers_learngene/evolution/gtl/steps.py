@@ -11,7 +11,7 @@ from ...training.arguments import load_images
 from ...training.letters import load_letters
 from ...training.plots import curves
 from ...training.report import format_table, provenance, write_json
-from ...training.steps import start_run
+from ...training.run import publish_artefact
 from ..plots import draw_lineage
 from .artefact import Circuit
 from .circuit import parameters
@@ -23,7 +23,7 @@ from .population import Life
 from .tasks import ClassImages, split_three
 
 
-__all__ = ["compare_starts", "load_class_images", "publish", "report", "start_evolution", "start_run"]
+__all__ = ["compare_starts", "load_class_images", "publish", "report", "start_evolution"]
 
 
 def load_class_images(args: Namespace, accelerator: Accelerator) -> tuple[ClassImages, dict[str, list[int]]]:
@@ -208,11 +208,7 @@ def publish(evolution: Evolution, results: dict[str, Any], args: Namespace) -> N
             "results": results["rows"],
             "commit": results["commit"],
         }
-        if args.hub_model_id:
-            circuit.card["repo_id"] = args.hub_model_id
-        circuit.save_pretrained(folder / "circuit")
-        if args.push_to_hub:
-            circuit.push_to_hub(args.hub_model_id, token=args.hub_token)
+        publish_artefact(circuit, folder / "circuit", args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -15,9 +15,9 @@ _CITATION = """\
 }
 """
 
-_DESCRIPTION = r"""\ The Frechet distance between the Gaussians that have the mean and the covariance of generated and
-of real images' features:
-|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)). With the pool features of Inception v3 it is the FID.
+_DESCRIPTION = """
+The Frechet distance between the Gaussians that have the mean and the covariance of generated and of real images'
+features: |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)). With the pool features of Inception v3 it is the FID.
 """
 
 _KWARGS_DESCRIPTION = """

@@ -11,7 +11,6 @@ from diffusers_learngene.evolution.grl.environment import (
     REACHER,
     LearngeneAntEnv,
     LearngeneReacherEnv,
-    register_environments,
 )
 from diffusers_learngene.evolution.grl.terrains import TERRAINS, height_field
 
@@ -30,7 +29,6 @@ def test_gymnasium_is_content(name):
     environment = gymnasium.make(name)
     check_env(environment.unwrapped, skip_render_check=True)
     assert environment.spec.max_episode_steps == {ANT: 3000, REACHER: 50}[name]
-    register_environments()  # once more does no harm
 
 
 @pytest.mark.parametrize("terrain", TERRAINS)
