@@ -256,6 +256,13 @@ def size_overrides(config: dict, depth: int, heads: int) -> dict:
 
 
 def enable_gradient_checkpointing_(model: Any) -> None:
-    """Recompute every block in the backward pass; the libraries, and transformers' versions, name it differently."""
-    names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
-    next(getattr(model, name) for name in names if hasattr(model, name))()
+    """Recompute every block in the backward pass; the libraries, and transformers' versions, name it differently.
+
+    Raises:
+        ValueError: a model that has no such switch.
+    """
+    for name in ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(model, name):
+            getattr(model, name)()
+            return
+    raise ValueError(f"{type(model).__name__} has no gradient checkpointing.")

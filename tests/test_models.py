@@ -218,6 +218,8 @@ def test_gradient_checkpointing(name):
     model = ancestry(name).model
     enable_gradient_checkpointing_(model)
     assert model.is_gradient_checkpointing
+    with pytest.raises(ValueError, match="Linear has no gradient checkpointing"):
+        enable_gradient_checkpointing_(torch.nn.Linear(1, 1))
 
 
 def test_new_model_draws_as_its_class_does():

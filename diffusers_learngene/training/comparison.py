@@ -17,7 +17,7 @@ from torch import nn
 from ..functional.resize import DepthInit
 from ..initializers import scratch, selection
 from ..learngene import Learngene
-from ..models import model_config
+from ..models import depth_key, model_config
 from .loop import TrainingOptions
 from .tasks import Task
 from .trials import History, Trials, evaluation_steps
@@ -122,8 +122,9 @@ class Comparison(Trials):
 
     def _best_selection(self, overrides: dict) -> nn.Module:
         """The strongest start by selection: no gain, the ratio of depths, or its root, by validation loss."""
-        key = next(iter(overrides))
-        ratio = model_config(self.ancestry)[key] / overrides[key]
+        config = model_config(self.ancestry)
+        depth = config[depth_key(config)]
+        ratio = depth / overrides.get(depth_key(config), depth)
         candidates = [selection(self.ancestry, overrides, gain=gain) for gain in sorted({1.0, ratio, ratio**0.5})]
         for candidate in candidates:
             candidate.to(self.accelerator.device).eval()

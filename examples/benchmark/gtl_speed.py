@@ -13,7 +13,6 @@ All three take turns in one process on the same images; what is reported is the 
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +33,7 @@ args = parse_args() if __name__ == "__main__" else None  # before the imports th
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from timing import take_turns  # noqa: E402
 from torch.func import functional_call, grad, stack_module_state, vmap  # noqa: E402
 
 from diffusers_learngene.evolution.gtl.networks import NetworkConfig, create_network  # noqa: E402
@@ -69,15 +69,8 @@ def main(args: argparse.Namespace) -> dict:
         vmap(grad(loss))(parameters, buffers, images, labels)
 
     ways: dict[str, Callable[[], None]] = {"one after another": after_another, "grouped": grouped, "vmap": vmapped}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds + 1):
-        for name, step in ways.items():
-            start = time.perf_counter()
-            step()
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first warms up
+    seconds = take_turns(ways, args.rounds, args.device)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = [
         {"way": name, "ms a step": 1000 * median, "ratio": medians["one after another"] / median}
         for name, median in medians.items()

@@ -16,7 +16,6 @@ is: the ratio of FLOPs, which is the bound; the linear layers alone, and what ea
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,11 +37,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(input_args)
 
 
-args = parse_args()  # before the imports that take seconds
+args = parse_args() if __name__ == "__main__" else None  # before the imports that take seconds
 
 import torch  # noqa: E402
 from diffusers import DiTTransformer2DModel  # noqa: E402
 from peft import get_peft_model  # noqa: E402
+from timing import take_turns  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
@@ -60,7 +60,7 @@ SQUARE, FUSED = (
 )
 
 
-def models() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+def models(args: argparse.Namespace) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
     """The dense model, the cut one, and a batch of the kept classes, with random weights."""
     size = {**DIT_SIZES[args.size], "sample_size": 32}
     size["num_layers"] = args.layers or size["num_layers"]
@@ -84,25 +84,6 @@ def models() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
         "class_labels": torch.arange(args.batch_size, device=args.device) % args.classes,
     }
     return dense, cut, batch
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    if args.device != "cpu":
-        torch.accelerator.synchronize()
-    start = time.perf_counter()
-    run()
-    if args.device != "cpu":
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start
-
-
-def take_turns(sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of every side in every round, the order turned round each time; a first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(args.rounds + 1):
-        for name in list(sides)[:: 1 if i % 2 else -1]:
-            seconds[name].append(seconds_of(sides[name]))
-    return {name: values[1:] for name, values in seconds.items()}
 
 
 def flops_of(run: Callable[[], object]) -> dict[str, int]:
@@ -130,15 +111,15 @@ def only_linear(calls: list[tuple[nn.Module, tuple]]) -> None:
 
 
 @torch.no_grad()
-def main(args: argparse.Namespace) -> None:
-    dense, cut, batch = models()
+def main(args: argparse.Namespace) -> list[dict]:
+    dense, cut, batch = models(args)
     whole = {"dense": partial(dense, **batch), "KIND": partial(cut, **batch)}
     linear = {name: partial(only_linear, linear_calls(m, batch)) for name, m in (("dense", dense), ("KIND", cut))}
     counted = {name: flops_of(run) for name, run in whole.items()}
     with class_gate(cut, batch["class_labels"]):
         linear_counted = {name: sum(flops_of(run).values()) for name, run in linear.items()}
-        linear_seconds = take_turns(linear)
-    seconds = take_turns(whole)
+        linear_seconds = take_turns(linear, args.rounds, args.device)
+    seconds = take_turns(whole, args.rounds, args.device)
     rest = {name: [a - b for a, b in zip(seconds[name], linear_seconds[name], strict=True)] for name in seconds}
     total = {name: sum(ops.values()) for name, ops in counted.items()}
 
@@ -165,6 +146,7 @@ def main(args: argparse.Namespace) -> None:
     facts = {**{k: str(v) for k, v in vars(args).items()}, "threads": torch.get_num_threads()}
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / "kind_speed.json", {**provenance(), **facts, "rows": rows, "flops": counted})
+    return rows
 
 
 def parameters(model: nn.Module) -> int:

@@ -23,57 +23,49 @@ import argparse
 import gc
 import os
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, product
 from pathlib import Path
 
 
-SECTIONS = ("step", "adapters", "add", "condense", "memory", "penalty")
+NAMES = ("step", "adapters", "add", "condense", "memory", "penalty")
 METHODS = ("wave", "fine")
 COLUMNS = ("comparison", "ours", "theirs", "unit", "ratio", "target", "met")
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of the sections for both"
     )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256, 2048], help="of the section add")
     parser.add_argument("--output_dir", type=Path, default="outputs/speed")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(input_args)
 
 
-args = parse_args()  # before the imports that take seconds
+args = parse_args() if __name__ == "__main__" else None  # before the imports that take seconds
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write into the table
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from diffusers import DiTTransformer2DModel  # noqa: E402
 from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model  # noqa: E402
+from timing import seconds_of, take_turns  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from diffusers_learngene import FINEConfig, Learngene, WAVEConfig  # noqa: E402
 from diffusers_learngene.dit import DIT_SIZES  # noqa: E402
 from diffusers_learngene.functional import wave  # noqa: E402
-from diffusers_learngene.methods import Start  # noqa: E402
+from diffusers_learngene.method import Start  # noqa: E402
 from diffusers_learngene.models import empty_model, tensors_of  # noqa: E402
 from diffusers_learngene.training.condensing import ElasticModel  # noqa: E402
 from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
 from diffusers_learngene.tuners.base_config import LearngeneConfig  # noqa: E402
-
-
-def take_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round, the order turned round each time; a first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for name in list(sides)[:: 1 if i % 2 else -1]:
-            seconds[name].append(seconds_of(sides[name]))
-    return {name: values[1:] for name, values in seconds.items()}
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -82,12 +74,6 @@ def peak_bytes(run: Callable[[], object]) -> int:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def row(name: str, ours: float, theirs: float, unit: str, target: float | None = None, ratio: float = 0.0) -> dict:
@@ -131,27 +117,27 @@ def training_step(model: nn.Module, call: Callable, batch: dict[str, Tensor]) ->
     return step
 
 
-def generating() -> dict[str, LearngeneConfig]:
+def generating(methods: Sequence[str]) -> dict[str, LearngeneConfig]:
     """Configs of the methods that were asked for."""
     configs: dict[str, LearngeneConfig] = {"wave": WAVEConfig(mode="generate"), "fine": FINEConfig(mode="generate")}
-    return {name.upper(): configs[name] for name in args.methods}
+    return {name.upper(): configs[name] for name in methods}
 
 
-def step(rounds: int) -> list[dict]:
+def step(args: argparse.Namespace) -> list[dict]:
     """DiT-S/2's widths, 4 blocks, 256 tokens, batch 16."""
     dense, batch = random_dit("S", num_layers=4), dit_batch(16)
     steps = {}
-    for name, config in generating().items():
+    for name, config in generating(args.methods).items():
         learngene = Learngene.condense(dense, config)
         sides = {"bank and scalers": learngene.descend().requires_grad_(True), "scalers only": learngene.descend()}
         steps |= {f"{name}, {key}": training_step(model, model, batch) for key, model in sides.items()}
         elastic = ElasticModel(learngene, [{}])
         steps[f"{name}, as training.condensing does"] = training_step(elastic, partial(elastic, 0), batch)
-    seconds = take_turns({"dense": training_step(dense, dense, batch), **steps}, rounds)
+    seconds = take_turns({"dense": training_step(dense, dense, batch), **steps}, args.rounds)
     return [timing(f"training step: {name} / dense", seconds[name], seconds["dense"], 1.10) for name in steps]
 
 
-def adapters(rounds: int) -> list[dict]:
+def adapters(args: argparse.Namespace) -> list[dict]:
     """DiT-S/2's widths, 4 blocks, 256 tokens, batch 16. FINE shares U and V: for LoRA's trainable numbers it has four
     times LoRA's rank here, and with L layers L times; VeRA trains two vectors a matrix, whatever its rank."""
     batch, models = dit_batch(16), {}
@@ -165,7 +151,7 @@ def adapters(rounds: int) -> list[dict]:
         torch.manual_seed(args.seed)
         models[name] = get_peft_model(random_dit("S", num_layers=4), config)
     numbers = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
-    seconds = take_turns({name: training_step(model, model, batch) for name, model in models.items()}, rounds)
+    seconds = take_turns({name: training_step(model, model, batch) for name, model in models.items()}, args.rounds)
     ours, *others = models
     return [
         row(f"trainable numbers: {ours} / {other}", numbers[ours] / 1e6, numbers[other] / 1e6, "M") for other in others
@@ -194,7 +180,7 @@ def backward(function: Callable[[Tensor], Tensor], x: Tensor, parameters: list[T
         torch.autograd.grad(y, inputs, grad)
 
 
-def add(rounds: int) -> list[dict]:
+def add(args: argparse.Namespace) -> list[dict]:
     """In units of 2 x tokens x in x out FLOPs the frozen layer takes 1, and 1 more for the gradient of its input.
 
     LoKr, which builds its weight, adds 2, or 3 with that gradient, and the building. So an adapter that costs nothing
@@ -202,7 +188,7 @@ def add(rounds: int) -> list[dict]:
     where they are few ("nothing / LoKr"); beyond that, compare what the two add.
     """
     rows = []
-    for size, tokens in product(((1152, 1152), (1152, 4608), (4608, 1152)), (64, 256, 2048)):
+    for size, tokens in product(((1152, 1152), (1152, 4608), (4608, 1152)), args.tokens):
         models = with_adapters(*size)
         x, grad = torch.randn(tokens, size[0]), torch.randn(tokens, size[1])
         torch.testing.assert_close(models["wave"](x), models["lokr"](x), rtol=1e-3, atol=1e-4)
@@ -210,7 +196,7 @@ def add(rounds: int) -> list[dict]:
         for place in ("first", "later"):
             x.requires_grad_(place == "later")
             sides = {k: partial(backward, model, x, wanted[k], grad) for k, model in models.items()}
-            seconds = take_turns(sides, rounds)
+            seconds = take_turns(sides, args.rounds)
             name = f"{size}, {tokens} tokens, {place} layer"
             rows.append(timing(f"{name}: WAVE / LoKr", seconds["wave"], seconds["lokr"], 1 / 3))
             rows.append(timing(f"{name}: nothing / LoKr", seconds["dense"], seconds["lokr"]))
@@ -220,12 +206,12 @@ def add(rounds: int) -> list[dict]:
     return rows
 
 
-def condense(_: int) -> list[dict]:
+def condense(args: argparse.Namespace) -> list[dict]:
     model = random_dit("XL")
     size = parameter_bytes(model)
     rows: list[dict] = []
     starts: tuple[Start, ...] = ("layers", "fit")
-    for name, config in generating().items():
+    for name, config in generating(args.methods).items():
         for start in starts:
             make, title = partial(Learngene.condense, model, config, start=start), f'{name}, start="{start}"'
             rows.append(row(f"condense(DiT-XL/2), {title} / a minute", seconds_of(make), 60.0, "s", 1.0))
@@ -237,7 +223,7 @@ def condense(_: int) -> list[dict]:
     return rows
 
 
-def memory(_: int) -> list[dict]:
+def memory(args: argparse.Namespace) -> list[dict]:
     """DiT-B/2, batch 2; a training step holds the weights, gradients, AdamW's two moments and the activations."""
     dense, batch, rows = random_dit("B"), dit_batch(2), []
     infer = torch.no_grad()(lambda model: model(**batch))
@@ -245,7 +231,7 @@ def memory(_: int) -> list[dict]:
     theirs_inferring = theirs + peak_bytes(partial(infer, dense)) / 1e6
     run = training_step(dense, dense, batch)
     theirs_training = theirs + peak_bytes(lambda: (run(), run())) / 1e6
-    for name, config in generating().items():
+    for name, config in generating(args.methods).items():
         learngene = Learngene.condense(dense, config)
         model = learngene.descend()
         kept = parameter_bytes(model) / 1e6
@@ -259,7 +245,7 @@ def memory(_: int) -> list[dict]:
     return rows
 
 
-def penalty(rounds: int) -> list[dict]:
+def penalty(args: argparse.Namespace) -> list[dict]:
     """Forward and backward of `apply` against `compose` and a matmul, where neither is much more arithmetic."""
     rows = []
     square = [(1152, 1152, 1, 36), (1152, 1152, 4, 64), (1152, 1152, 2, 128), (384, 384, 2, 64), (3072, 3072, 8, 64)]
@@ -272,7 +258,7 @@ def penalty(rounds: int) -> list[dict]:
             "built": lambda x: F.linear(x, wave.compose(scaler, templates, shape=(m1, m2))),  # noqa: B023
         }
         parameters = [scaler, templates]
-        seconds = take_turns({k: partial(backward, f, x, parameters, grad) for k, f in forwards.items()}, rounds)
+        seconds = take_turns({k: partial(backward, f, x, parameters, grad) for k, f in forwards.items()}, args.rounds)
         name = f"{m2} -> {m1}, {num} of {side} x {side}: factored / built"
         timed = timing(name, seconds["factored"], seconds["built"])
         flops = wave.flops(2048, templates.shape, (m1, m2))
@@ -281,17 +267,21 @@ def penalty(rounds: int) -> list[dict]:
     return [*rows, row("THIN_MATMUL_PENALTY: set / median of these", wave.THIN_MATMUL_PENALTY, measured, "x")]
 
 
-def main(args: argparse.Namespace) -> None:
+SECTIONS = dict(zip(NAMES, (step, adapters, add, condense, memory, penalty), strict=True))
+
+
+def main(args: argparse.Namespace) -> list[dict]:
     torch.manual_seed(args.seed)
     rows = []
     for name in args.sections:
-        load, found = os.getloadavg()[0], globals()[name](args.rounds)
+        load, found = os.getloadavg()[0], SECTIONS[name](args)
         rows += [{"section": name, "load_before": load, **values} for values in found]
         print(format_table(found, COLUMNS), "\n", flush=True)
         gc.collect()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     facts = {"seed": args.seed, "threads": torch.get_num_threads(), "rounds": args.rounds}
     write_json(args.output_dir / "speed.json", {**provenance(), **facts, "rows": rows})
+    return rows
 
 
 if __name__ == "__main__":

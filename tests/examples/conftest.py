@@ -86,6 +86,21 @@ def grl_speed():
 
 
 @pytest.fixture(scope="module")
+def gtl_speed():
+    return Example("benchmark/gtl_speed.py", "--networks 2 --rounds 1")
+
+
+@pytest.fixture(scope="module")
+def kind_speed():
+    return Example("benchmark/kind_speed.py", "--size S --layers 2 --batch_size 2 --rounds 1")
+
+
+@pytest.fixture(scope="module")
+def speed():
+    return Example("benchmark/speed.py", "--sections add --rounds 1 --tokens 2")
+
+
+@pytest.fixture(scope="module")
 def cretok_quality():
     return Example("benchmark/cretok_quality.py", "--num_pairs 2 --seeds 1 --num_inference_steps 1 --resolution 16")
 

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """train_gtl.py at its tiniest: that it runs, resumes exactly and says what cannot be, not how good it is."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -111,10 +109,5 @@ def test_images_of_ones_own(train_gtl, digits, tmp_path):
     assert str(tmp_path) not in (tmp_path / "out" / "circuit" / "config.json").read_text()
 
 
-def test_speed(tmp_path):
-    path = Path(__file__).parents[2] / "examples" / "benchmark" / "gtl_speed.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    arguments = ["--networks", "2", "--rounds", "1", "--output_dir", str(tmp_path)]
-    assert [row["way"] for row in module.main(module.parse_args(arguments))["rows"]][1:] == ["grouped", "vmap"]
+def test_speed(gtl_speed, tmp_path):
+    assert [row["way"] for row in gtl_speed("--output_dir", tmp_path)["rows"]][1:] == ["grouped", "vmap"]
