@@ -23,9 +23,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .files import write_tensors
 from .integrations import LearngenePeftType, learngene_config_class
 from .tuners.base_config import LearngeneConfig
 from .tuners.scalers import PREFIX, check_tensors
@@ -90,8 +91,7 @@ def save_adapter(model: nn.Module, save_directory: str | os.PathLike, adapter_na
     config = copy.copy(config)
     config.inference_mode = True  # as PEFT: what is loaded is not trained, unless it is asked for
     config.save_pretrained(str(folder))
-    tensors = {name: tensor.contiguous() for name, tensor in _state_dict(model, adapter_name).items()}
-    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    write_tensors(folder / SAFETENSORS_WEIGHTS_NAME, _state_dict(model, adapter_name), {"format": "pt"})
 
 
 def load_adapter(

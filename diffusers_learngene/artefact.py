@@ -117,7 +117,7 @@ class ArtefactConfig:
 
 def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
     """Write model.safetensors and config.json."""
-    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    stored = {key: value.detach().cpu() for key, value in tensors.items()}
     write_described(folder / WEIGHTS, stored, "learngene", config)
     write_config(folder, config)
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import write
+from .files import write, write_tensors
 
 
 __all__ = [
@@ -41,8 +40,7 @@ def write_described(path: Path, tensors: Mapping[str, Tensor], key: str, config:
     Args:
         key: of the metadata; one entry, because safetensors writes several in any order.
     """
-    stored, metadata = dict(tensors), {key: json.dumps(asdict(config))}
-    write(path, lambda temporary: save_file(stored, temporary, metadata=metadata))
+    write_tensors(path, tensors, {key: json.dumps(asdict(config))})
 
 
 def write_config(folder: Path, config: Any) -> None:

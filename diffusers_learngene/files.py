@@ -4,11 +4,13 @@
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
@@ -32,6 +34,12 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so."""
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write(path, lambda temporary: save_file(stored, temporary, metadata=metadata))
 
 
 def local_folder(

@@ -46,9 +46,6 @@ def save_snapshot(
     unfinished.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished / TENSOR_FILE)
     (unfinished / STATE_FILE).write_text(json.dumps(dict(state)), encoding="utf-8")
-    for name in (TENSOR_FILE, STATE_FILE):
-        with open(unfinished / name, "rb+") as file:
-            os.fsync(file.fileno())
     finish(unfinished, path, total_limit)
     return path
 

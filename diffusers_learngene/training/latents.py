@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
+
+from ..files import write_tensors
 
 
 __all__ = ["CachedLatents", "cache_latents", "decode_latents", "encode_images"]
@@ -88,7 +90,5 @@ def cache_latents(
     tensors = {"latents": torch.cat(encoded), "labels": torch.cat(labels)}
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(f"{path}.tmp-{os.getpid()}")
-        save_file(tensors, unfinished)
-        unfinished.rename(path)
+        write_tensors(Path(path), tensors)
     return CachedLatents(tensors["latents"], tensors["labels"])

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..files import write
+
 
 __all__ = ["format_cell", "format_table", "mean_curves", "mean_rows", "provenance", "write_json"]
 
@@ -54,11 +56,9 @@ def _processor() -> str:
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
-    """Write JSON through a temporary file, so that a reader never sees half of it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write JSON such that a reader never sees half of it."""
+    text = json.dumps(values, indent=2) + "\n"
+    write(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

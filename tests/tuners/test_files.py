@@ -88,6 +88,22 @@ def test_names(name):
         add_adapter(MODELS["mlp"]().model, WAVEConfig(), name)
 
 
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    tiny = MODELS["dit"]()
+    add_adapter(tiny.model, WAVEConfig(init_weights=False))
+    save_adapter(tiny.model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffusers_learngene.files.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_adapter(tiny.model, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_names_that_are_taken(tmp_path):
     model = add_adapter(MODELS["mlp"]().model, WAVEConfig())
     save_adapter(model, tmp_path)

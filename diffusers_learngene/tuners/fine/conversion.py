@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...blocks import matrix_to_weight
+from ...files import write_tensors
 from ...functional import fine
 from ..scalers import PREFIX, adapted_layers, adapter_config, target_modules
 from .config import FINEConfig
@@ -114,7 +114,7 @@ def save_as_lora(
     if component is None:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
-        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_tensors(folder / SAFETENSORS_WEIGHTS_NAME, state, {"format": "pt"})
         return
     if others := [name for name in state if ".lora_" not in name]:
         raise ValueError(f"diffusers loads LoRAs alone, but bias or modules_to_save trained {others} as well.")
@@ -123,4 +123,4 @@ def save_as_lora(
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     metadata = json.dumps({f"{component}.{key}": value for key, value in values.items()}, sort_keys=True)
     tensors = {f"{component}.{name.removeprefix(PREFIX)}": tensor for name, tensor in state.items()}
-    save_file(tensors, folder / DIFFUSERS_FILE, metadata={"format": "pt", DIFFUSERS_METADATA: metadata})
+    write_tensors(folder / DIFFUSERS_FILE, tensors, {"format": "pt", DIFFUSERS_METADATA: metadata})
