@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ancestries import ancestry, learngene, lossless, width
-from diffusers_learngene import KINDConfig, Learngene, LearngeneError, descriptions
+from diffusers_learngene import KINDConfig, Learngene, LearngeneError, files
 from models import run
 
 
@@ -163,14 +163,14 @@ def test_killed_while_saving(one, folder):
     script = """
 import sys, time
 from safetensors.torch import save_file
-from diffusers_learngene import Learngene, descriptions
+from diffusers_learngene import Learngene, files
 def slowly(tensors, path, metadata):
     save_file(tensors, path, metadata=metadata)
     with open(path, "r+b") as file:
         file.truncate(1000)
     print("half", flush=True)
     time.sleep(60)
-descriptions.save_file = slowly
+files.save_file = slowly
 one = Learngene.from_pretrained(sys.argv[1])
 for tensor in one.tensors.values():
     tensor.zero_()
@@ -193,7 +193,7 @@ def test_full_disk(one, folder, part, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(descriptions if part == "save_file" else os, part, fail)
+    monkeypatch.setattr(files if part == "save_file" else os, part, fail)
     changed = copy.copy(one)
     changed.tensors = {key: tensor + 1 for key, tensor in one.tensors.items()}
     with pytest.raises(OSError, match="No space left"):
