@@ -18,13 +18,8 @@ Lives run on all cores; several processes or machines, started by accelerate, sh
 """
 
 import argparse
-import os
 
 from arguments import add_run, create_parser, parse, positive
-
-
-for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # a life has one thread, wherever it is lived
-    os.environ.setdefault(variable, "1")
 
 
 def count(text: str) -> int:

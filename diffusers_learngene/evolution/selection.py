@@ -6,8 +6,8 @@ multiplied by alpha. A winner with score s then pays credit up its tree (GRL's r
 
     parent  beta s,    grandparent  beta^2 s w_1,    great-grandparent  beta^4 s w_2,   ...      beta = 1/e
 
-where w_j says how much of its learngene the j-th ancestor still shares with its own parent's. The exponents double and
-the overlap is replaced, not multiplied, as in the authors' code.
+where w_j is the overlap of what the j-th ancestor inherited with what its own child inherited from it. The exponents
+double and the overlap is replaced, not multiplied, as in the authors' code.
 """
 
 import math
@@ -46,8 +46,9 @@ def ancestor_credit(score: float, overlaps: Sequence[float], beta: float = 1 / m
 
     Args:
         score: of the winner.
-        overlaps: from 0 to 1, by step of the way up: of the winner's and the parent's learngene, of the parent's and
-            the grandparent's, ...; the first weighs the grandparent, so one fewer than there are ancestors is used.
+        overlaps: from 0 to 1, by step of the way up: of what the winner and the parent inherited, of what the parent
+            and the grandparent inherited, ...; the first weighs the grandparent, so one fewer than there are ancestors
+            is used.
         beta: 1/e in the paper.
 
     Returns:

@@ -34,7 +34,7 @@ __all__ = ["Gene", "GeneConfig", "GeneError"]
 
 FORMAT_VERSION = 1
 WEIGHTS = "gene.safetensors"
-_NAME = re.compile(r"(\d{1,3})\.(?:(?:mean|std)\.)?(?:weight|bias)")
+_NAME = re.compile(r"((0|[1-9]\d{0,2})(?:\.(?:mean|std))?)\.(weight|bias)", re.ASCII)
 _MAX_SIDE, _MAX_TENSORS = 2**16, 64
 
 
@@ -77,12 +77,13 @@ class GeneConfig:
             raise ValueError(f"gene_type={layers!r} must be a list of layers, each once, in order, such as [0, 5].")
         if not isinstance(self.shapes, dict) or not 1 <= len(self.shapes) <= _MAX_TENSORS:
             raise ValueError(f"shapes={self.shapes!r} must hold 1 to {_MAX_TENSORS} shapes by name.")
-        found = set()
+        found, parts = set(), dict[str, dict[str, list[int]]]()
         for name, shape in self.shapes.items():
             match = _NAME.fullmatch(name)
-            if not match or int(match[1]) not in layers:
+            if not match or int(match[2]) not in layers:
                 raise ValueError(f"shapes: {name!r} is not a tensor of the layers {layers}.")
-            found.add(int(match[1]))
+            found.add(int(match[2]))
+            parts.setdefault(match[1], {})[match[3]] = shape
             sides = 2 if name.endswith("weight") else 1
             if (
                 not isinstance(shape, list)
@@ -92,6 +93,9 @@ class GeneConfig:
                 raise ValueError(f"shapes[{name!r}]={shape!r} must be {sides} numbers from 1 to {_MAX_SIDE}.")
         if found != set(layers):
             raise ValueError(f"shapes={self.shapes!r} lacks tensors of the layers {sorted(set(layers) - found)}.")
+        for part, kinds in parts.items():
+            if kinds.keys() != {"weight", "bias"} or kinds["weight"][:1] != kinds["bias"]:
+                raise ValueError(f"shapes: {part} has {kinds}, not weights and as many biases as they have rows.")
         if not isinstance(self.environment, str | None):
             raise ValueError(f"environment={self.environment!r} must be a name or null.")
         if not isinstance(self.tasks, list) or any(not isinstance(task, str) for task in self.tasks):
@@ -122,7 +126,10 @@ class Gene(SharedArtefact):
             layers: the policy's module for every layer, by name; default: `genes.actor_layers(policy)`.
 
         Returns:
-            A line for each tensor that has no place there, with the reason; nothing in its place was changed.
+            A line for each layer that has no place there, with the reason; nothing in its place was changed.
+
+        Raises:
+            ValueError: no layer has a place, or the policy's actor cannot be told from its critic: name its `layers`.
         """
         return inherit_(policy, self.tensors, layers)
 

@@ -11,8 +11,9 @@ of genes. The size of a gene of type c, by which its score is divided (small gen
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TypeVar
 
 import torch
@@ -25,6 +26,8 @@ __all__ = ["GeneType", "actor_layers", "gene_size", "gene_types", "inherit_", "l
 
 GeneType = tuple[int, ...]
 T = TypeVar("T")
+# Parts of names that say that a module belongs to a value network.
+_CRITIC = re.compile(r"(?:^|[._])(?:critics?|values?|vf|qf|q_net|v_net)\d*(?:[._]|$)", re.IGNORECASE)
 
 
 def gene_types(layers: int = DEPTH + 1, length: int = 2) -> list[GeneType]:
@@ -67,10 +70,11 @@ def actor_layers(policy: nn.Module) -> dict[str, str]:
     """Which module of a policy is which layer of the actor: {"0": "mlp_extractor.policy_net.0", ..., "5.mean": ...}.
 
     Known are the policies of this package, stable-baselines3's actor-critic policies (of any depth: the last layer is
-    the mean), and, for any other module, its `nn.Linear`s in the order in which they are registered.
+    the mean), and, of any other module, the `nn.Linear`s outside of what is called a critic, if they are one chain in
+    the order in which they are registered: each reads as many numbers as the one before it writes.
 
     Raises:
-        ValueError: no linear layer is found.
+        ValueError: which layers are the actor's cannot be told.
     """
     if hasattr(policy, "mlp_extractor") and hasattr(policy, "action_net"):  # stable-baselines3
         hidden = [
@@ -83,42 +87,61 @@ def actor_layers(policy: nn.Module) -> dict[str, str]:
         hidden = [f"actor.{index}" for index in range(len(policy.actor))]  # type: ignore[arg-type]
         heads = list(HEADS)
     else:
-        linear = [name for name, module in policy.named_modules() if isinstance(module, nn.Linear)]
-        hidden, heads = linear[:-1], linear[-1:]
-    if not heads:
-        raise ValueError(f"{type(policy).__name__} has no nn.Linear that could be a layer of a policy.")
+        chain = {
+            name: module
+            for name, module in policy.named_modules()
+            if isinstance(module, nn.Linear) and not _CRITIC.search(name)
+        }
+        linear = list(chain.values())
+        if not linear or any(one.out_features != two.in_features for one, two in pairwise(linear)):
+            shapes = {name: tuple(module.weight.shape) for name, module in chain.items()}
+            raise ValueError(
+                f"layers=None, but which layers of {type(policy).__name__} are the actor's cannot be told: outside of "
+                f"what is called a critic its nn.Linear are {shapes}, which are no chain. Name them: "
+                "layers={'0': 'actor.0', ...}."
+            )
+        hidden, heads = list(chain)[:-1], list(chain)[-1:]
     layers = {str(index): name for index, name in enumerate(hidden)}
     return layers | {f"{len(hidden)}.{head}": name for head, name in zip(HEADS, heads, strict=False)}
 
 
 @torch.no_grad()
 def inherit_(policy: nn.Module, tensors: Mapping[str, Tensor], layers: Mapping[str, str] | None = None) -> list[str]:
-    """Copy the tensors of a gene into a policy; whatever has no place there is left as it was, and listed.
+    """Copy the layers of a gene into a policy, each with its weights and biases or not at all.
 
     Args:
         tensors: by name, such as "0.weight" or "5.mean.bias".
         layers: the policy's module for every layer, by name; default: `actor_layers(policy)`.
 
     Returns:
-        A line for each tensor that was not inherited, with the reason.
+        A line for each layer that has no place there, with the reason: its module is left as it was.
 
     Raises:
-        ValueError: `layers` names a module that the policy lacks.
+        ValueError: `layers` names a module that the policy lacks or that is a critic's, or no layer has a place.
     """
     layers = actor_layers(policy) if layers is None else layers
-    parameters = dict(policy.named_parameters())
     modules = dict(policy.named_modules())
     for layer, module in layers.items():
         if module not in modules:
             raise ValueError(f"layers[{layer!r}]={module!r} is not a module of {type(policy).__name__}.")
-    left = []
+        if _CRITIC.search(module):
+            raise ValueError(f"layers[{layer!r}]={module!r} is part of a critic, and a gene is one of an actor.")
+    gene: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         layer, _, kind = name.rpartition(".")
-        place = parameters.get(f"{layers[layer]}.{kind}") if layer in layers else None
-        if place is None:
-            left.append(f"{name}: {type(policy).__name__} has no such layer.")
-        elif place.shape != value.shape:
-            left.append(f"{name}: {tuple(value.shape)} does not fit {tuple(place.shape)} of {layers[layer]}.")
-        else:
-            place.copy_(value)
+        gene.setdefault(layer, {})[kind] = value
+    left = []
+    for layer, values in gene.items():
+        if layer not in layers:
+            left.append(f"{layer}: {type(policy).__name__} has no such layer.")
+            continue
+        places = dict(modules[layers[layer]].named_parameters())
+        here, there = ({kind: tuple(value.shape) for kind, value in side.items()} for side in (values, places))
+        if here != there:
+            left.append(f"{layer}: {here} does not fit {layers[layer]} with {there}.")
+            continue
+        for kind, value in values.items():
+            places[kind].copy_(value)
+    if gene and len(left) == len(gene):
+        raise ValueError(f"no layer of the gene has a place in {type(policy).__name__}: {' '.join(left)}")
     return left

@@ -3,11 +3,12 @@
 
 A life is a pure function of its `Job`, so it does not matter who lives it: any number of workers, processes and
 machines (of one kind: the last bits of a product differ between kinds of processors) give the same evolution. Each
-worker is a process of its own with one thread: products of 48 columns are not worth a second one.
+worker is a process of its own, and a life has one thread: products of 48 columns are not worth a second one.
 """
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -39,6 +40,19 @@ class Job:
         return live(self.config, self.task, self.seed, self.inherited, self.statistics)
 
 
+def _end_with_the_parent() -> None:
+    """Let this worker end as soon as the process that started it has, however that ended: killed, it says no goodbye,
+    and workers would live on to the end of their lives and then wait for others for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Workers:
     """Runs jobs; a context manager, because it holds processes.
 
@@ -58,10 +72,8 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         if self.number > 1:
-            # Not fork: torch has threads by now. What has to be set before numpy is imported, children inherit.
-            for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-                os.environ[variable] = "1"
-            self._pool = ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"))
+            spawn = multiprocessing.get_context("spawn")  # not fork: torch has threads by now
+            self._pool = ProcessPoolExecutor(self.number, spawn, initializer=_end_with_the_parent)
         return self
 
     def __exit__(self, *_: object) -> None:

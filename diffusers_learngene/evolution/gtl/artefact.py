@@ -30,8 +30,17 @@ from ...descriptions import (
     write_described,
 )
 from ...hub import SharedArtefact
-from .circuit import NORM_ENTRIES, IndexSets, circuit_sizes, extract, inherit_, parameters
-from .networks import ConvNet, Kernel, NetworkConfig, check_layout, create_network, layout_of
+from .circuit import IndexSets, circuit_sizes, extract, inherit_, parameters
+from .networks import (
+    NORM_ENTRIES,
+    ConvNet,
+    Kernel,
+    NetworkConfig,
+    check_convolutions,
+    check_layout,
+    create_network,
+    layout_of,
+)
 from .translation import translate
 
 
@@ -90,11 +99,6 @@ class CircuitConfig:
         if extra := self.shapes.keys() - kernels - norms - biases:
             raise ValueError(f"shapes has {sorted(extra)[:5]}, which are not in the layout.")
         check_layout({name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}, self.layout)
-        for kernel in self.layout:
-            rows = (self.shapes[f"{kernel.conv}.weight"][0],)
-            for name in (f"{kernel.conv}.bias", *(f"{kernel.norm}.{entry}" for entry in NORM_ENTRIES)):
-                if self.shapes.get(name, rows) != rows:
-                    raise ValueError(f"shapes: {name} is {self.shapes[name]}, and the layout asks for {rows}.")
         if self.host is not None and tuple(layout_of(self.host)) != self.layout:
             raise ValueError(f"host={self.host} has another layout than this one.")
         if type(self.host_parameters) is not int or not self.host_parameters >= self.num_parameters:
@@ -145,7 +149,7 @@ class Circuit(SharedArtefact):
             training: for the description.
 
         Raises:
-            ValueError: a network that is not as the layout says, or sets of other names.
+            ValueError: a network that is not as the layout says, or sets of other names or channels.
         """
         host = network.config if isinstance(network, ConvNet) and layout is None else None
         if layout is None and host is None:
@@ -153,9 +157,14 @@ class Circuit(SharedArtefact):
         layout = layout_of(host) if host is not None else list(layout or [])
         state = network.state_dict()
         check_layout(state, layout)
-        if sets.keys() != (names := {kernel.writes for kernel in layout}):
-            raise ValueError(f"sets are of {sorted(sets)}, and the layout has {sorted(names)}.")
+        check_convolutions(network, layout)
         everything = {kernel.writes: torch.arange(len(state[f"{kernel.conv}.weight"])) for kernel in layout}
+        if sets.keys() != everything.keys():
+            raise ValueError(f"sets are of {sorted(sets)}, and the layout has {sorted(everything)}.")
+        for name, members in sets.items():
+            found, last = members.tolist(), len(everything[name]) - 1
+            if not found or len(set(found)) < len(found) or not set(found) <= set(range(last + 1)):
+                raise ValueError(f"sets[{name!r}]={found} must be different channels from 0 to {last}.")
         return cls.of(
             {name: tensor.clone() for name, tensor in extract(state, layout, sets).items()},
             layout,
@@ -191,6 +200,7 @@ class Circuit(SharedArtefact):
         """
         state = network.state_dict()
         check_layout(state, self.config.layout)
+        check_convolutions(network, self.config.layout)
         inherit_(state, self.config.layout, self.tensors)
 
     def descend(

@@ -26,11 +26,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .networks import INPUT, Kernel
+from .networks import INPUT, NORM_ENTRIES, Kernel
 
 
 __all__ = [
-    "NORM_ENTRIES",
     "Fill",
     "IndexSets",
     "circuit_shapes",
@@ -48,7 +47,6 @@ __all__ = [
 
 IndexSets = dict[str, Tensor]  # by name, sorted indices of channels
 Fill = Literal["zero", "random"]
-NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 
 
 def set_sizes(widths: Mapping[str, int], budget: float) -> dict[str, int]:
@@ -97,9 +95,8 @@ def extract(state: Mapping[str, Tensor], layout: Sequence[Kernel], sets: IndexSe
         circuit[f"{kernel.conv}.weight"] = kept
         if f"{kernel.conv}.bias" in state:
             circuit[f"{kernel.conv}.bias"] = state[f"{kernel.conv}.bias"][rows]
-        for entry in NORM_ENTRIES if kernel.norm else ():
-            if f"{kernel.norm}.{entry}" in state:
-                circuit[f"{kernel.norm}.{entry}"] = state[f"{kernel.norm}.{entry}"][rows]
+        for name in [f"{kernel.norm}.{entry}" for entry in NORM_ENTRIES if kernel.norm]:
+            circuit[name] = state[name][rows]
     return circuit
 
 
@@ -112,7 +109,7 @@ def inherit_(
     weights: bool = True,
     fill: Fill = "zero",
 ) -> None:
-    """Write a circuit into the first channels of a network, in place.
+    """Write a circuit into the first channels of a network, in place; where only the network has a bias it becomes 0.
 
     Args:
         state: of the network; `network.state_dict()` shares its memory.
@@ -122,6 +119,10 @@ def inherit_(
     Raises:
         ValueError: a circuit that does not fit in; nothing has been written then.
     """
+    if lacks := circuit.keys() - state.keys():
+        raise ValueError(
+            f"the network has no {sorted(lacks)[:5]}, which the circuit holds: give its modules the same."
+        )
     for kernel in layout:
         name = f"{kernel.conv}.weight"
         there, here = circuit[name].shape, state[name].shape
@@ -138,10 +139,10 @@ def inherit_(
             state[name][:rows, columns:] = 0
         if weights:
             state[name][:rows, :columns] = circuit[name]
-            names = [f"{kernel.conv}.bias", *(f"{kernel.norm}.{entry}" for entry in NORM_ENTRIES)]
-            for name in names:
-                if name in circuit:
-                    state[name][:rows] = circuit[name]
+            if (name := f"{kernel.conv}.bias") in state:
+                state[name][:rows] = circuit.get(name, 0)
+            for name in [f"{kernel.norm}.{entry}" for entry in NORM_ENTRIES if kernel.norm]:
+                state[name][:rows] = circuit[name]
 
 
 def mutate(

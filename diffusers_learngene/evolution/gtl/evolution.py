@@ -14,7 +14,7 @@ What a generation learns is thus passed on only as far as it helps to learn some
 populations, tournaments, mutation, k-way tasks as environment, critics on held-out classes. The rest is our reading:
 
 - A winner's score is its accuracy above chance, from 0 to 1. Credit to ancestors follows GRL (`selection`); w_j is how
-  much of the circuit the mutation left (`circuit.overlap`).
+  much of the circuit the mutation of the j-th ancestor left (`circuit.overlap`).
 - In a life the zeros stay zeros: the circuit learns without the other channels, which are not passed on with it. Where
   they do not, it comes to lean on them, and the next generation inherits half of a computation.
   Critics and descendants train every weight.

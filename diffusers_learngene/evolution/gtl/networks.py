@@ -24,15 +24,18 @@ from torch import Tensor, nn
 __all__ = [
     "DEPTHS",
     "INPUT",
+    "NORM_ENTRIES",
     "WIDTHS",
     "Kernel",
     "NetworkConfig",
+    "check_convolutions",
     "check_layout",
     "create_network",
     "layout_of",
     "widths_of",
 ]
 
+NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 INPUT = "input"  # the index set of the image's channels, which is always whole
 WIDTHS = {
     "vgg11": (64, 128, 256, 512, 512),
@@ -206,7 +209,8 @@ def widths_of(state: Mapping[str, Tensor], layout: Sequence[Kernel]) -> dict[str
 
 def check_layout(state: Mapping[str, Tensor], layout: Sequence[Kernel]) -> None:
     """Raise a ValueError that names the first kernel which a network with this state dict does not have as described:
-    one that is missing, reads what was not written, or has another number of channels than its index sets."""
+    one that is missing, reads what was not written, or has another number of channels than its index sets, its norm
+    or its bias."""
     if not layout:
         raise ValueError("layout is empty: it must name the convolutions of the network.")
     first = state.get(f"{layout[0].conv}.weight")
@@ -215,8 +219,11 @@ def check_layout(state: Mapping[str, Tensor], layout: Sequence[Kernel]) -> None:
         weight = state.get(f"{kernel.conv}.weight")
         if weight is None or weight.ndim != 4:
             raise ValueError(f"{kernel}: the network has no convolution {kernel.conv!r}.")
-        if kernel.norm is not None and f"{kernel.norm}.running_mean" not in state:
-            raise ValueError(f"{kernel}: the network has no batch norm {kernel.norm!r} with running statistics.")
+        norm = [state.get(f"{kernel.norm}.{entry}") for entry in NORM_ENTRIES] if kernel.norm is not None else []
+        if any(values is None for values in norm):
+            raise ValueError(
+                f"{kernel}: the network has no batch norm {kernel.norm!r} with weights, biases and running statistics."
+            )
         if kernel.writes == INPUT:
             raise ValueError(f"{kernel}: the image cannot be written.")
         if kernel.reads not in widths:
@@ -224,3 +231,19 @@ def check_layout(state: Mapping[str, Tensor], layout: Sequence[Kernel]) -> None:
         expected = (widths.setdefault(kernel.writes, len(weight)), widths[kernel.reads])
         if tuple(weight.shape[:2]) != expected:
             raise ValueError(f"{kernel}: its channels (out, in) are {tuple(weight.shape[:2])}, not {expected}.")
+        for values in (*norm, state.get(f"{kernel.conv}.bias")):
+            if values is not None and tuple(values.shape) != expected[:1]:
+                raise ValueError(
+                    f"{kernel}: its norm or bias has the shape {tuple(values.shape)}, not {expected[:1]}."
+                )
+
+
+def check_convolutions(network: nn.Module, layout: Sequence[Kernel]) -> None:
+    """Raise a ValueError that names the first kernel of a layout which is not an `nn.Conv2d` with one group: of any
+    other, rows and columns of the weights are not the channels that are written and read."""
+    for kernel in layout:
+        module = network.get_submodule(kernel.conv)
+        if not isinstance(module, nn.Conv2d) or module.groups != 1:
+            raise ValueError(
+                f"{kernel}: {module} is not an nn.Conv2d with groups=1, and no other can be part of a circuit."
+            )

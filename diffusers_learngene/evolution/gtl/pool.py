@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pool of circuits that newborns inherit from, from one generation to the next: pure functions.
 
-    score        a newborn's accuracy above chance, from 0 to 1                       (`score_of`)
+    score        a newborn's accuracy above chance, at most 1                         (`score_of`)
     birth        parent ~ the pool by score                                           (`draw_parent`)
-    tournament   of each group of newborns, in a random order, the best comes in      (`evolution.selection`)
+    tournament   of each group of newborns, in a random order, the best comes in,     (`evolution.selection`)
+                 with a score of 0 if it is no better than chance
     ageing       the scores in the pool x alpha
     credit       each winner pays its ancestors that are in the pool                  (`evolution.selection`)
     merge        the best of all stay                                                 (`next_pool`)
 
-The rule of credit is GRL's; its overlap is here how much of the circuit the mutation left.
+The rule of credit is GRL's: w_1, by which the grandparent's part is weighed, compares what the winner inherited with
+what its parent had inherited. Between the two is the parent's mutation: w_j is how much of the circuit the mutation of
+the j-th ancestor left. The winner's own says nothing about its ancestors, and of the first there is none.
 """
 
 from collections.abc import Sequence
@@ -35,9 +38,9 @@ class Entry:
 
 
 def score_of(fitness: float, num_ways: int) -> float:
-    """Accuracy among `num_ways` classes, above chance: 0 for guesses and worse, 1 for no error."""
+    """Accuracy among `num_ways` classes, above chance: 0 for guesses, below 0 for worse, 1 for no error."""
     chance = 1 / num_ways
-    return max(0.0, (fitness - chance) / (1 - chance))
+    return (fitness - chance) / (1 - chance)
 
 
 def draw_parent(pool: Sequence[Entry], generator: torch.Generator) -> Entry | None:
@@ -56,18 +59,20 @@ def next_pool(
 
     Args:
         newborns: with their scores, in the order of their birth.
-        lineage: of the newborns and everyone before, with each one's `overlap` with its parent's circuit.
+        lineage: of the newborns and everyone before; "overlap" among the facts of each is that of the circuit that
+            it passes on with the one that it inherited.
         generator: draws who meets whom in the tournament.
     """
     if options.selection == "random":
         newborns = [replace(entry, score=1.0) for entry in newborns]
     order = torch.randperm(len(newborns), generator=generator).tolist()
-    winners = [newborns[i] for i in tournament([entry.score for entry in newborns], options.tournament_size, order)]
+    fittest = [newborns[i] for i in tournament([entry.score for entry in newborns], options.tournament_size, order)]
+    winners = [replace(entry, score=max(0.0, entry.score)) for entry in fittest]  # no draw has negative weights
     credit: dict[int, float] = {}
     for winner in winners:
         ancestors = lineage.ancestors(winner.id)
-        overlaps = [lineage[id].facts["overlap"] for id in (winner.id, *ancestors)]
-        gains = ancestor_credit(winner.score, overlaps[: len(ancestors) - 1], options.beta)
+        overlaps = [lineage[id].facts["overlap"] for id in ancestors[:-1]]
+        gains = ancestor_credit(winner.score, overlaps, options.beta)
         for id, gain in zip(ancestors, gains, strict=False):  # who has no ancestors pays none
             credit[id] = credit.get(id, 0.0) + gain
     aged = [replace(entry, score=options.alpha * entry.score + credit.get(entry.id, 0.0)) for entry in pool]

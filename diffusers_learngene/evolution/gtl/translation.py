@@ -18,8 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .circuit import NORM_ENTRIES
-from .networks import Kernel, NetworkConfig, layout_of
+from .networks import NORM_ENTRIES, Kernel, NetworkConfig, layout_of
 
 
 __all__ = ["translate"]

@@ -2,7 +2,11 @@
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +127,48 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do():
         two.run([Death(), Death()], "death")
 
 
+class Sleep:
+    config = None
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def run(self):
+        time.sleep(self.seconds)
+
+
+def sleep_for_ever():
+    """What the next test kills: two workers, of which one lives and the other waits for a job."""
+    with Workers(Accelerator(cpu=True), 2) as two:
+        jobs = [two._pool.submit(os.getpid) for _ in range(20)]
+        two._pool.submit(Sleep(1000).run)
+        print({job.result() for job in jobs}, list(two._pool._processes), flush=True)
+        time.sleep(1000)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed():
+    command = [sys.executable, __file__]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[3])])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        workers = {int(number) for number in re.findall(r"\d+", parent.stdout.readline())}
+        assert len(workers) == 2 and all(alive(pid) for pid in workers)
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if alive(pid)]
+
+
 def test_errors_come_before_any_life(workers, tmp_path, lived):
     with pytest.raises(ValueError, match="agents=2 are too few for a tournament of 3"):
         evolve(replace(TINY, agents=2), workers, tmp_path)
@@ -152,3 +198,7 @@ def test_examination_compares_like_with_like(lived, workers, tmp_path):
     assert curves_of(results)["light"]["gene"] == [
         (1, pytest.approx(sum(life.scores[0] for life in results["gene"]["light"]) / 2))
     ]
+
+
+if __name__ == "__main__":
+    sleep_for_ever()

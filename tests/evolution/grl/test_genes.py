@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 import re
+from itertools import pairwise
 
 import gymnasium
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO, SAC, TD3
 from torch import nn
 
 from diffusers_learngene.evolution.grl.genes import (
@@ -92,8 +93,11 @@ def test_what_does_not_fit_is_left_and_listed():
     small = sb3("MlpPolicy", net_arch=[48, 20])  # two hidden layers, no head for the deviation
     before = {name: value.clone() for name, value in small.state_dict().items()}
     left = inherit_(small, actor())
-    assert left[:1] == ["1.weight: (48, 48) does not fit (20, 48) of mlp_extractor.policy_net.2."]
-    assert "3.weight: ActorCriticPolicy has no such layer." in left and len(left) == 12
+    assert left[0] == (
+        "1: {'weight': (48, 48), 'bias': (48,)} does not fit mlp_extractor.policy_net.2 with "
+        "{'weight': (20, 48), 'bias': (20,)}."
+    )
+    assert "3: ActorCriticPolicy has no such layer." in left and len(left) == 6
     after = small.state_dict()
     same = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert set(after) - same == {"mlp_extractor.policy_net.0.weight"}  # the bias is zero in both
@@ -103,8 +107,60 @@ def test_layers_of_any_module():
     policy = nn.Sequential(nn.Linear(3, 48), nn.Tanh(), nn.Linear(48, 1))
     assert actor_layers(policy) == {"0": "0", "1.mean": "2"}
     left = inherit_(policy, tensors_of(actor(), (0, 5)), {"0": "0", "5.mean": "2"})
-    assert torch.equal(policy[2].weight, actor()["5.mean.weight"]) and [line[:5] for line in left] == ["5.std"] * 2
+    assert torch.equal(policy[2].weight, actor()["5.mean.weight"]) and [line[:5] for line in left] == ["5.std"]
     with pytest.raises(ValueError, match=re.escape("layers['0']='9' is not a module of Sequential")):
         inherit_(policy, {}, {"0": "9"})
-    with pytest.raises(ValueError, match="Tanh has no nn.Linear"):
+    with pytest.raises(ValueError, match="of Tanh are the actor's cannot be told"):
         actor_layers(nn.Tanh())
+
+
+def mlp(*widths):
+    return nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(widths)))
+
+
+@pytest.mark.parametrize("critic", ["critic", "value_net", "vf", "qf1", "q_net", "net2", "other"])
+@pytest.mark.parametrize("first", [True, False], ids=["critic first", "actor first"])
+def test_no_gene_lands_in_a_critic(critic, first):
+    """Whichever is registered first: it is known by its name, and if it is not, two chains are refused."""
+    policy = nn.ModuleDict()
+    for name in (critic, "net") if first else ("net", critic):
+        policy[name] = mlp(3, 48, 48, 1)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    gene = tensors_of(actor(), (0, 1))
+    if critic in ("net2", "other"):
+        with pytest.raises(ValueError, match=r"ModuleDict are the actor's cannot be told.*'net.0': \(48, 3\)"):
+            inherit_(policy, gene)
+        assert inherit_(policy, gene, {"0": "net.0", "1": "net.1"}) == []
+    else:
+        assert inherit_(policy, gene) == []
+        with pytest.raises(ValueError, match=re.escape(f"layers['0']='{critic}.0' is part of a critic")):
+            inherit_(policy, gene, {"0": f"{critic}.0"})
+    changed = {name for name, value in policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"net.0.weight", "net.1.weight"} <= changed and all(name.startswith("net.") for name in changed)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, SAC, TD3])
+def test_policies_without_an_actor_of_this_kind_ask_for_names(algorithm):
+    environment = gymnasium.make("CartPole-v1" if algorithm is DQN else "Pendulum-v1")
+    with pytest.raises(ValueError, match="Policy are the actor's cannot be told.*Name them"):
+        inherit_(algorithm("MlpPolicy", environment, buffer_size=10, device="cpu").policy, actor())
+
+
+@pytest.mark.parametrize("change", ["no bias", "other bias", "no weight"])
+def test_a_layer_is_inherited_whole_or_not_at_all(change):
+    policy, gene = mlp(3, 48, 48, 1), tensors_of(actor(), (0, 1))
+    if change == "no bias":
+        policy[1] = nn.Linear(48, 48, bias=False)
+    else:
+        gene["1.bias"] = torch.ones(20) if change == "other bias" else gene["1.bias"]
+        gene = {name: value for name, value in gene.items() if change == "other bias" or name != "1.weight"}
+    before = {name: value.clone() for name, value in policy[1].state_dict().items()}
+    left = inherit_(policy, gene)
+    assert len(left) == 1 and left[0].startswith("1: {'") and torch.equal(policy[0].weight, gene["0.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in policy[1].state_dict().items())
+
+
+def test_a_policy_in_which_no_layer_has_a_place_is_refused():
+    shapes = r"0: .*'weight': \(48, 3\).* does not fit 0 with .*'weight': \(48, 4\).*1: Sequential has no such layer"
+    with pytest.raises(ValueError, match=f"no layer of the gene has a place in Sequential: {shapes}"):
+        inherit_(mlp(4, 48, 1), tensors_of(actor(), (0, 1)))

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_info
 
 from diffusers_learngene.evolution.grl.genes import tensors_of
 from diffusers_learngene.evolution.grl.life import (
@@ -12,6 +17,7 @@ from diffusers_learngene.evolution.grl.life import (
     generalised_advantages,
     live,
     make_environment,
+    one_thread,
 )
 
 
@@ -58,6 +64,34 @@ def test_a_life_is_a_function_of_task_seed_and_layers():
         assert np.array_equal(array, same.actor[name]) and np.array_equal(one.birth[name], other.birth[name])
     assert one.statistics.count == 256 and set(one.seconds) == {"act", "learn"}
     assert any(not np.array_equal(array, one.birth[name]) for name, array in one.actor.items())
+
+
+LIVE = """
+import hashlib
+from diffusers_learngene.evolution.grl.life import LifeConfig, live
+life = live(LifeConfig("LearngeneReacher-v0", "task", epochs=2, steps=2048, batch_size=2048), "plain", 3)
+print(hashlib.sha256(b"".join(array.tobytes() for array in life.actor.values())).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_life_does_not_depend_on_how_many_threads_there_could_be():
+    """Only a new process reads what its environment says of them."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environments = [os.environ | dict.fromkeys(names, threads) for threads in ("1", "2")]
+    command = [sys.executable, "-c", LIVE]
+    assert len({subprocess.check_output(command, env=one, timeout=100) for one in environments}) == 1
+
+
+def test_threads_are_limited_for_a_life_and_no_longer():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1 and {pool["num_threads"] for pool in threadpool_info()} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_inherited_layers_are_there_at_birth_and_the_others_fresh():

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from diffusers_learngene import Circuit
 from diffusers_learngene.evolution.gtl.circuit import (
     circuit_sizes,
     extract,
@@ -149,6 +152,65 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
     gray = host(NetworkConfig("vgg", (8, 12, 16), (1, 2, 1), image_channels=1))
     with pytest.raises(ValueError, match="of the same image channels"):
         inherit_(gray.state_dict(), layout, circuit)
+
+
+def own(**changes):
+    """A host of its own in which `changes` replace modules by name."""
+    network = lived_(Own())
+    for name, module in changes.items():
+        setattr(network, name, module)
+    return network
+
+
+def test_where_only_the_network_has_a_bias_the_circuit_computes_without():
+    network = own(stem=nn.Conv2d(3, 10, 5, stride=2, padding=2, bias=False)).eval()
+    circuit = Circuit.extract(network, first_sets({"trunk": 10, "branch": 13}), OWN_LAYOUT)
+    assert circuit.config.budget == 1
+    descendant, images = lived_(Own(14), 1).eval(), torch.randn(2, 3, 9, 9)
+    last = descendant.stem.bias[10:].clone()
+    circuit.inherit_(descendant)
+    torch.testing.assert_close(descendant.features(images)[:, :10], network.features(images), rtol=1e-5, atol=1e-5)
+    assert torch.equal(descendant.stem.bias[10:], last)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stem": nn.Conv2d(3, 10, 5, stride=2, padding=2, bias=False)}, "no ['stem.bias'], which the circuit holds"),
+        ({"inner_bn": nn.BatchNorm2d(13, affine=False)}, "no batch norm 'inner_bn' with weights"),
+        ({"inner_bn": nn.BatchNorm2d(13, track_running_stats=False)}, "no batch norm 'inner_bn' with weights"),
+        ({"inner_bn": nn.BatchNorm2d(12)}, "its norm or bias has the shape (12,), not (13,)"),
+        ({"stem": nn.Conv2d(6, 10, 5, groups=2)}, "is not an nn.Conv2d with groups=1"),
+        ({"stem": nn.ConvTranspose2d(10, 3, 5, bias=False)}, "is not an nn.Conv2d with groups=1"),
+        ({"outer": nn.Conv2d(13, 10, 3)}, "does not fit into (10, 13, 3, 3) of the network"),
+    ],
+)
+def test_a_network_that_cannot_hold_all_of_it_is_left_as_it_was(changes, message):
+    circuit = Circuit.extract(Own(), first_sets({"trunk": 3, "branch": 4}), OWN_LAYOUT)
+    network = own(**changes)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        circuit.inherit_(network)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "sets, message",
+    [
+        ({"trunk": [0, 1]}, "sets are of ['trunk'], and the layout has ['branch', 'trunk']"),
+        ({"trunk": [0, 10], "branch": [0]}, "sets['trunk']=[0, 10] must be different channels from 0 to 9"),
+        ({"trunk": [-1, 2], "branch": [0]}, "sets['trunk']=[-1, 2] must"),
+        ({"trunk": [2, 2], "branch": [0]}, "sets['trunk']=[2, 2] must"),
+        ({"trunk": [2], "branch": []}, "sets['branch']=[] must"),
+    ],
+)
+def test_channels_that_no_circuit_can_have(sets, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Circuit.extract(
+            Own(), {name: torch.tensor(members, dtype=torch.long) for name, members in sets.items()}, OWN_LAYOUT
+        )
+    with pytest.raises(ValueError, match="is not an nn.Conv2d with groups=1"):
+        Circuit.extract(own(stem=nn.Conv2d(6, 10, 5, groups=2)), first_sets({"trunk": 3, "branch": 4}), OWN_LAYOUT)
 
 
 def test_structure_alone_passes_zeros_and_no_weights():
