@@ -13,17 +13,16 @@ newborn. (Their statistics count old observations again in each epoch; ours coun
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ...training.sampler import derived_seed
+from ..threads import one_torch_thread
 from .network import Actor, Adam, Array, Batch, LossWeights, Network
 
 
@@ -150,19 +149,8 @@ def make_environment(config: LifeConfig, task: str, **options: Any) -> Any:
     )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products are computed by one thread: the last bits of some depend on how many there are, and a life must not."""
-    before = torch.get_num_threads()  # torch draws the fresh layers
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@one_thread()
+@one_torch_thread()  # which draws the fresh layers
+@threadpool_limits.wrap(1)  # of numpy
 def live(
     config: LifeConfig,
     task: str,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...training.sampler import derived_seed, seeded_generator
+from ..threads import one_torch_thread
 from .circuit import circuit_sizes, extract, first_sets, largest_sets, random_sets
 from .networks import NetworkConfig, create_network, layout_of, widths_of
 from .population import Life, Population, accuracy, centroid_accuracy, grow, live
@@ -34,6 +35,7 @@ _PRETRAIN, _RANDOM, _TASK, _NETWORK, _LIFE = range(100, 105)  # what for; not th
 Starts = dict[str, list[dict[str, Tensor] | None]]  # by name and task, what is inherited
 
 
+@one_torch_thread()
 def pretrain(
     images: ClassImages,
     classes: Sequence[int],
@@ -70,6 +72,7 @@ def other_starts(
     }
 
 
+@one_torch_thread()
 def compare(
     images: ClassImages,
     classes: Sequence[int],

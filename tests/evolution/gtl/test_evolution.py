@@ -67,6 +67,23 @@ def test_resuming_is_exact(tmp_path):
         evolution(seed=1).run(str(tmp_path / "whole"), resume_from_checkpoint="latest")
 
 
+def test_threads_change_nothing(tmp_path):
+    """Of a network wide enough for several to share its sums."""
+    before, outcomes = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            network = NetworkConfig.named("vgg11-smoke", 1)
+            options = replace(OPTIONS, generations=1, population_size=2, critic_tasks=1)
+            evolved = Evolution(Accelerator(cpu=True), patterns(), CLASSES, network, options)
+            evolved.run(str(tmp_path / str(threads)))
+            outcomes.add(outcome(evolved))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(outcomes) == 1
+
+
 def test_a_lineage_is_kept(tmp_path):
     evolved = evolution()
     evolved.run(str(tmp_path))
