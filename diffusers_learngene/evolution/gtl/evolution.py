@@ -267,7 +267,8 @@ class Evolution:
         """What has to be the same for a run to go on as it would have."""
         settings = asdict(self.options)
         settings.pop("generations")  # an evolution may go on for longer
-        return {**settings, "network": asdict(self.network), "classes": self.classes, "names": self.images.names}
+        images = {"names": self.images.names, "images": self.images.checksum}
+        return {**settings, "network": asdict(self.network), "classes": self.classes, **images}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON data of a snapshot."""

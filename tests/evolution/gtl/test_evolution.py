@@ -84,6 +84,24 @@ def test_threads_change_nothing(tmp_path):
     assert len(outcomes) == 1
 
 
+@pytest.mark.parametrize("change", ["a pixel", "a class", "an option", "the network"])
+def test_nothing_goes_on_from_a_snapshot_of_something_else(tmp_path, change):
+    evolution(generations=1).run(str(tmp_path))
+    images, network, options = patterns(), TINY, OPTIONS
+    if change == "a pixel":
+        images.pixels[7, 0, 3, 3] ^= 1
+    elif change == "a class":  # two classes swap an image each
+        images.rows[0][0], images.rows[1][0] = images.rows[1][0].clone(), images.rows[0][0].clone()
+    elif change == "an option":
+        options = replace(OPTIONS, critic_life=Life(3, batch_size=6, weight_decay=0.0))
+    else:
+        network = NetworkConfig("vgg", (4, 7), (1, 2), image_channels=1)
+    name = {"an option": "critic_life", "the network": "network"}.get(change, "images")
+    other = Evolution(Accelerator(cpu=True), images, CLASSES, network, options)
+    with pytest.raises(ValueError, match=rf"of a training with other settings than {name}="):
+        other.run(str(tmp_path), resume_from_checkpoint="latest")
+
+
 def test_a_lineage_is_kept(tmp_path):
     evolved = evolution()
     evolved.run(str(tmp_path))
