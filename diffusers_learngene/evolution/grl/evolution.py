@@ -2,13 +2,14 @@
 """An evolution: generations of newborns that inherit a gene, live, and leave one.
 
 What is passed on is what a father was when he died (`heritage="trained"`, Lamarck), or when he was born ("birth",
-Darwin), or nothing, so that a newborn is as fresh as the first ones ("random"); tournaments, pool and draws are the
-same in all three. An evolution is a pure function of its config: it may stop after any generation and go on from its
-snapshot.
+Darwin), or nothing, so that a newborn is as fresh as the first ones ("random"); so are the statistics of observations,
+if they are inherited. Tournaments, pool and draws are the same in all three. An evolution is a pure function of its
+config: it may stop after any generation and go on from its snapshot.
 """
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,6 +140,13 @@ def next_generation(population: Population, config: EvolutionConfig, workers: Wo
     tasks, births = _births(population, config)
     jobs = [_job(population, config, id, task, birth) for id, task, birth in zip(ids, tasks, births, strict=True)]
     lives = workers.run(jobs, f"{config.heritage} layers, generation {generation} of {config.generations}")
+    if unknown := sum(all(score is None for score in life.scores) for life in lives):
+        warnings.warn(
+            f"{unknown} of {len(lives)} lives of generation {generation} ended no episode, so their fitness is 0: "
+            f"make lives longer (epochs={config.life.epochs}, steps={config.life.steps}), or episodes shorter "
+            f"(max_episode_steps={config.life.max_episode_steps}).",
+            stacklevel=2,
+        )
 
     sizes = layer_sizes({name: tensor.shape for name, tensor in lives[0].actor.items()})
     fitness = [fitness_of(life.scores, config.life.offset) for life in lives]
@@ -202,7 +210,7 @@ def _parentage(birth: Birth | None) -> Parentage:
 
 
 def _heir(life: Life, heritage: Heritage) -> Heir:
-    return Heir(life.birth if heritage == "birth" else life.actor, life.statistics)
+    return Heir(life.birth, life.birth_statistics) if heritage == "birth" else Heir(life.actor, life.statistics)
 
 
 def _record(pool: Sequence[Entry], lives: Sequence[Life], fitness: Sequence[float], speed: float) -> dict[str, Any]:
@@ -233,7 +241,8 @@ def save(
     tensors: dict[str, Tensor] = {}
     for id, heir in population.heirs.items():
         arrays = heir.actor | {"mean": heir.statistics.mean, "variance": heir.statistics.variance}
-        tensors |= {f"{id}/{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        # Copies: father and son may share their statistics, and safetensors saves no tensor twice.
+        tensors |= {f"{id}/{name}": torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
     state = {
         "signature": signature(config),
         "generation": population.generation,

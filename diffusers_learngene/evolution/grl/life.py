@@ -106,13 +106,14 @@ class Life:
 
     Attributes:
         birth, actor: the actor before and after.
-        statistics: of the observations.
+        birth_statistics, statistics: of observations, before and after.
         scores: by epoch; None where no episode ended. The first is from before any learning.
         seconds: it took, by what for: "act" (policy and simulator), "learn".
     """
 
     birth: Actor
     actor: Actor
+    birth_statistics: Statistics
     statistics: Statistics
     scores: list[float | None]
     steps: int
@@ -171,7 +172,7 @@ def live(
     network = Network(len(observation), environment.action_space.shape[0], seed=derived_seed(seed, 2))
     network.load_(inherited or {})
     birth, optimizer = network.actor(), Adam(network, config.learning_rate, config.max_grad_norm)
-    statistics = statistics or Statistics.fresh(len(observation))
+    statistics = birth_statistics = statistics or Statistics.fresh(len(observation))
     rollout = _Rollout(config, len(observation), network.action_size)
     scores: list[float | None] = []
     seconds = {"act": 0.0, "learn": 0.0}
@@ -188,7 +189,8 @@ def live(
         seconds["act"] += middle - begin
         seconds["learn"] += time.perf_counter() - middle
     environment.close()
-    return Life(birth, network.actor(), statistics, scores, config.epochs * config.steps, seconds)
+    steps = config.epochs * config.steps
+    return Life(birth, network.actor(), birth_statistics, statistics, scores, steps, seconds)
 
 
 def learn_(network: Network, optimizer: Adam, batch: Batch, config: LifeConfig, chance: np.random.Generator) -> None:

@@ -32,8 +32,8 @@ def workers():
 
 @pytest.fixture
 def lived(monkeypatch):
-    """Lives that take no time; an agent is as good as the sum of its first biases, and a life adds 1 to every tensor.
-    Returns the jobs."""
+    """Lives that take no time; an agent is as good as the sum of its first biases, and a life adds 1 to every tensor
+    and to the mean of what is observed. Returns the jobs."""
     jobs = []
 
     def run(self):
@@ -43,7 +43,8 @@ def lived(monkeypatch):
         birth = network.actor()
         score = float(birth["0.bias"].mean()) + self.seed % 97 / 97
         trained = {name: array + 1 for name, array in birth.items()}
-        return Life(birth, trained, Statistics.fresh(3), [score], 10, {"act": 1.0, "learn": 1.0})
+        given = self.statistics or Statistics.fresh(3)
+        return Life(birth, trained, given, Statistics(given.mean + 1, given.variance, 9), [score], 10, {"act": 1.0})
 
     monkeypatch.setattr(Job, "run", run)
     return jobs
@@ -86,6 +87,23 @@ def test_what_is_passed_on(lived, workers, tmp_path, heritage, learnt):
         assert biases == []
     else:
         assert len(biases) > 40 and min(biases) == (1 if learnt else 0) and (max(biases) >= 2) == learnt
+
+
+@pytest.mark.parametrize("heritage", ["trained", "birth", "random"])
+def test_statistics_are_passed_on_as_layers_are(lived, workers, tmp_path, heritage):
+    life = replace(LIFE, inherit_statistics=True)
+    evolve(replace(TINY, life=life, heritage=heritage, agents=12), workers, tmp_path)
+    for job in lived:
+        assert (job.statistics is None) == (job.inherited is None)
+        if job.statistics is not None:
+            assert (job.statistics.mean.max() >= 1) == (heritage == "trained")
+    assert any(job.statistics for job in lived) == (heritage != "random")
+
+
+def test_lives_in_which_no_episode_ends_are_told(workers, tmp_path):
+    life = replace(LIFE, steps=32)  # of episodes of 50
+    with pytest.warns(UserWarning, match="7 of 7 lives of generation 0 ended no episode.*steps=32"):
+        evolve(replace(TINY, life=life, generations=0), workers, tmp_path)
 
 
 def test_resuming_is_exact(workers, tmp_path):

@@ -59,7 +59,7 @@ def test_a_life_is_a_function_of_task_seed_and_layers():
     assert one.scores == same.scores != other.scores and one.steps == 256 and len(one.scores) == 2
     for name, array in one.actor.items():
         assert np.array_equal(array, same.actor[name]) and np.array_equal(one.birth[name], other.birth[name])
-    assert one.statistics.count == 256 and set(one.seconds) == {"act", "learn"}
+    assert one.statistics.count == 256 and one.birth_statistics.count == 0 and set(one.seconds) == {"act", "learn"}
     assert any(not np.array_equal(array, one.birth[name]) for name, array in one.actor.items())
 
 
