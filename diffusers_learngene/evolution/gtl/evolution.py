@@ -116,7 +116,7 @@ class Evolution:
         if path is not None:
             self.load_state(*load_snapshot(path, self.signature()))
         self.accelerator.wait_for_everyone()
-        total = 1 + self.options.generations
+        total = 1 + self.options.num_generations
         with tqdm(
             total=total, initial=self.generation, desc="generations", disable=not self.accelerator.is_main_process
         ) as bar:
@@ -266,7 +266,7 @@ class Evolution:
     def signature(self) -> dict[str, Any]:
         """What has to be the same for a run to go on as it would have."""
         settings = asdict(self.options)
-        settings.pop("generations")  # an evolution may go on for longer
+        settings.pop("num_generations")  # an evolution may go on for longer
         images = {"names": self.images.names, "images": self.images.checksum}
         return {**settings, "network": asdict(self.network), "classes": self.classes, **images}
 

@@ -50,7 +50,7 @@ def start_evolution(
         ValueError: see `Evolution`.
     """
     options = EvolutionOptions(
-        generations=args.num_generations,
+        num_generations=args.num_generations,
         population_size=args.population_size,
         tournament_size=args.tournament_size,
         pool_size=args.pool_size,
@@ -243,7 +243,7 @@ def _settings(evolution: Evolution, args: Namespace) -> dict[str, Any]:
     options = evolution.options
     names: tuple[str, ...] = (
         "population_size",
-        "generations",
+        "num_generations",
         "tournament_size",
         "pool_size",
         "num_ways",

@@ -22,7 +22,7 @@ from diffusers_learngene.evolution.gtl.tasks import ClassImages
 TINY = NetworkConfig("vgg", (4, 6), (1, 2), image_channels=1)
 CLASSES = {"base": list(range(12)), "critic": list(range(12, 18)), "novel": list(range(18, 24))}
 OPTIONS = EvolutionOptions(
-    generations=3,
+    num_generations=3,
     population_size=4,
     tournament_size=2,
     pool_size=3,
@@ -56,7 +56,7 @@ def outcome(evolved):
 
 
 def test_resuming_is_exact(tmp_path):
-    whole, half = evolution(), evolution(generations=1)
+    whole, half = evolution(), evolution(num_generations=1)
     whole.run(str(tmp_path / "whole"))
     half.run(str(tmp_path / "halves"))
     resumed = evolution()
@@ -74,7 +74,7 @@ def test_threads_change_nothing(tmp_path):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             network = NetworkConfig.named("vgg11-smoke", 1)
-            options = replace(OPTIONS, generations=1, population_size=2, critic_tasks=1)
+            options = replace(OPTIONS, num_generations=1, population_size=2, critic_tasks=1)
             evolved = Evolution(Accelerator(cpu=True), patterns(), CLASSES, network, options)
             evolved.run(str(tmp_path / str(threads)))
             outcomes.add(outcome(evolved))
@@ -86,7 +86,7 @@ def test_threads_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("change", ["a pixel", "a class", "an option", "the network"])
 def test_nothing_goes_on_from_a_snapshot_of_something_else(tmp_path, change):
-    evolution(generations=1).run(str(tmp_path))
+    evolution(num_generations=1).run(str(tmp_path))
     images, network, options = patterns(), TINY, OPTIONS
     if change == "a pixel":
         images.pixels[7, 0, 3, 3] ^= 1
@@ -119,7 +119,7 @@ def test_no_mutation_keeps_all_of_the_circuit(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"selection": "random"}, {"inherit": "structure"}, {"fill": "random"}], ids=str)
 def test_an_ablation_is_another_evolution(tmp_path, changes):
-    usual, other = evolution(generations=1), evolution(generations=1, **changes)
+    usual, other = evolution(num_generations=1), evolution(num_generations=1, **changes)
     usual.run(str(tmp_path / "usual"))
     other.run(str(tmp_path / "other"))
     assert outcome(usual) != outcome(other)
