@@ -123,6 +123,7 @@ def main(args: argparse.Namespace) -> dict:
 
     # 1. Images, and the classes that are for lives, for critics and for the comparison.
     images, classes = steps.load_class_images(args, accelerator)
+    tasks = steps.draw_comparison(images, classes, args)
 
     # 2. Generations. What a generation is: evolution/gtl/evolution.py, `live_generation`.
     evolution = steps.start_evolution(accelerator, images, classes, args)
@@ -133,7 +134,7 @@ def main(args: argparse.Namespace) -> dict:
     )
 
     # 3. The winner's descendants beside others.
-    found = steps.compare_starts(evolution, args)
+    found = steps.compare_starts(evolution, tasks, args)
 
     # 4. Table, pictures, and the artefact.
     results = steps.report(evolution, found, args)

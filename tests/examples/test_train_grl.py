@@ -46,13 +46,13 @@ def test_an_impossible_argument_is_one_line(train_grl, capsys, arguments, messag
 
 
 def test_too_few_agents_are_found_before_any_life(train_grl, tmp_path):
-    with pytest.raises(ValueError, match="--population_size 2 is too few for a tournament of 3"):
+    with pytest.raises(ValueError, match="--population_size 2 is too few for tournaments of 3"):
         train_grl("--population_size", 2, "--output_dir", tmp_path)
 
 
 def test_results(finished):
     found = json.loads((finished / "results.json").read_text())
-    assert found["commit"] and "python" in found["command"] and found["evolution"]["agents"] == 4
+    assert found["commit"] and "python" in found["command"] and found["evolution"]["population_size"] == 4
     assert [row["start"] for row in found["rows"]] == ["gene", "scratch", "full transfer", "other layers"]
     assert list(found["history"]) == ["trained", "birth", "random"]
     assert [len(records) for records in found["history"].values()] == [3, 3, 3]
@@ -101,7 +101,7 @@ def test_two_processes_evolve_as_one(train_grl, finished, tmp_path):
 def test_push(train_grl, hub, tmp_path):
     arguments = ("--num_generations", 0, "--heritages", "trained", "--output_dir", tmp_path)
     train_grl(*arguments, "--push_to_hub", "--hub_model_id", "me/gene", "--hub_token", "hf_test")
-    assert Gene.from_pretrained("me/gene").config.training["agents"] == 4
+    assert Gene.from_pretrained("me/gene").config.training["population_size"] == 4
     for content in hub.files("me/gene").values():
         assert str(tmp_path).encode() not in content
 

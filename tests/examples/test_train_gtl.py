@@ -45,6 +45,8 @@ def test_an_impossible_argument_is_one_line(train_gtl, capsys, arguments, messag
         ("--architecture vgg16", "architecture='vgg16' is not one of"),
         ("--population_size 5", "population_size=5 must be a multiple"),
         ("--num_shots 20", "fewer than the 20 to train on"),
+        ("--test_ways 21", "--test_ways 21 --num_shots 4 --validation_shots 4 are too many for the 20 novel classes"),
+        ("--novel_classes A B C --test_ways 4", "are too many for the 3 novel classes: ways=4 must lie between 2 and"),
         ("--critic_classes A", "critic_classes are 1 of the 100"),
     ],
 )

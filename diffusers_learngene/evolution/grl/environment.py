@@ -6,10 +6,12 @@ four height fields. It is blind: 27 numbers of its body are all that it observes
 
     r = v_y - c |a|^2        c = 0.2, a the action as it was chosen, before the motors limit it to [-1, 1]
 
-and 100 beyond y = 57 m, where the episode ends; else it ends after 3,000 steps, or if the simulation breaks.
+and 100 beyond y = 57 m, where the episode ends; else it ends after 3,000 steps, or if the simulation breaks: that step
+pays no velocity, because MuJoCo has put the ant back to where it began.
 
 `LearngeneReacher-v0`: gymnasium's MuJoCo reacher, two joints that should bring a fingertip to a random target within
 50 steps, with four bodies. A step costs the distance to the target and |a|^2: a newborn's thrashing is what is dear.
+It, too, ends if the simulation breaks.
 """
 
 import os
@@ -36,6 +38,15 @@ START, GOAL, PRIZE = -50.0, 57.0, 100.0
 LOWEST, HIGHEST = -30.0, 3.0  # of the torso, metres
 LIFT = 0.4  # metres: MuJoCo has no heights below zero, so the field is lifted and its geometry lowered
 _TOP = 2.0
+_BREAKS = [
+    int(kind)
+    for kind in (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+        mujoco.mjtWarning.mjWARN_BADCTRL,
+    )
+]
 
 # What of the reacher differs by task: mass, damping of the joints and strength of the motors, of gymnasium's own.
 ARMS = {
@@ -47,8 +58,13 @@ ARMS = {
 }
 
 
-class _Rendered(MujocoEnv):
-    """What both share: pictures without a screen."""
+class _Simulated(MujocoEnv):
+    """What both share: it is seen when a simulation breaks, and pictures need no screen."""
+
+    def broken(self) -> bool:
+        """Whether a number became NaN or huge since the last reset; MuJoCo warns, starts anew from the first position,
+        and would go on as if nothing had been."""
+        return bool(self.data.warning.number[_BREAKS].any()) or not np.isfinite(self.data.qpos).all()
 
     def render(self) -> Any:
         """As gymnasium's; without a display EGL is used (or what MUJOCO_GL names).
@@ -67,7 +83,7 @@ class _Rendered(MujocoEnv):
             ) from error
 
 
-class LearngeneAntEnv(_Rendered):
+class LearngeneAntEnv(_Simulated):
     """The ant on a terrain; see the module.
 
     Args:
@@ -123,13 +139,16 @@ class LearngeneAntEnv(_Rendered):
         y, z = self.data.qpos[1:3]
         observation = self._observe()
         velocity, effort = (y - before) / self.dt, self.control_cost * float(np.dot(action, action))
-        broken = not (LOWEST <= z <= HIGHEST and np.isfinite(observation).all())
-        arrived = bool(y > GOAL)
+        broken = self.broken()
+        if broken:
+            velocity = 0.0
+        ended = broken or not (LOWEST <= z <= HIGHEST and np.isfinite(observation).all())
+        arrived = bool(y > GOAL) and not broken
         reward = float(velocity - effort + PRIZE * arrived)
         if self.render_mode == "human":
             self.render()
         info = {"y_position": float(y), "reward_forward": float(velocity), "reward_control": -effort}
-        return observation, reward, arrived or broken, False, info
+        return observation, reward, arrived or ended, False, info
 
     def reset_model(self) -> NDArray[np.float64]:
         noise = self.np_random.uniform(-0.1, 0.1, self.model.nq)
@@ -164,7 +183,7 @@ def _ant_on_a_field(path: Path) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-class LearngeneReacherEnv(ReacherEnv, _Rendered):
+class LearngeneReacherEnv(ReacherEnv, _Simulated):
     """The arm with one of several bodies; see the module.
 
     Args:
@@ -188,6 +207,10 @@ class LearngeneReacherEnv(ReacherEnv, _Rendered):
         self.model.dof_damping[:2] *= damping  # the other two move the target, which rests
         self.model.actuator_gear[:, 0] *= strength
         mujoco.mj_setConst(self.model, self.data)
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or self.broken(), truncated, info
 
 
 for _id, _class, _steps in ((ANT, LearngeneAntEnv, 3000), (REACHER, LearngeneReacherEnv, 50)):

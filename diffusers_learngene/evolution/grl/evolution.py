@@ -2,13 +2,14 @@
 """An evolution: generations of newborns that inherit a gene, live, and leave one.
 
 What is passed on is what a father was when he died (`heritage="trained"`, Lamarck), or when he was born ("birth",
-Darwin), or nothing, so that a newborn is as fresh as the first ones ("random"); tournaments, pool and draws are the
-same in all three. An evolution is a pure function of its config: it may stop after any generation and go on from its
-snapshot.
+Darwin), or nothing, so that a newborn is as fresh as the first ones ("random"); so are the statistics of observations,
+if they are inherited. Tournaments, pool and draws are the same in all three. An evolution is a pure function of its
+config: it may stop after any generation and go on from its snapshot.
 """
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,18 +54,18 @@ class EvolutionConfig:
     """The defaults are the paper's.
 
     Attributes:
-        agents: newborns a generation.
-        generations: after the first, of random agents.
-        pool: entries for each type of gene.
+        population_size: newborns a generation.
+        num_generations: after the first, of random agents.
+        pool_size: entries for each type of gene.
         obsolete: of them, how many have to defend their places in a generation.
     """
 
     life: LifeConfig = LifeConfig()
     tasks: tuple[str, ...] = ("step", "curve", "bumpy", "rubble")
-    agents: int = 50
-    generations: int = 100
-    pool: int = 7
-    tournament: int = 3
+    population_size: int = 50
+    num_generations: int = 100
+    pool_size: int = 7
+    tournament_size: int = 3
     alpha: float = 0.6
     obsolete: int = 2
     heritage: Heritage = "trained"
@@ -119,10 +120,12 @@ def evolve(
     Raises:
         ValueError: fewer agents than one tournament, or a snapshot that is damaged or of another evolution.
     """
-    if config.agents < config.tournament:
-        raise ValueError(f"agents={config.agents} are too few for a tournament of {config.tournament}.")
+    if config.population_size < config.tournament_size:
+        raise ValueError(
+            f"population_size={config.population_size} is too small for a tournament of {config.tournament_size}."
+        )
     population = load(resume, config) if resume else Population()
-    while population.generation <= config.generations:
+    while population.generation <= config.num_generations:
         population = next_generation(population, config, workers)
         if log is not None:
             log(population.generation - 1, population.history[-1])
@@ -134,20 +137,27 @@ def evolve(
 
 def next_generation(population: Population, config: EvolutionConfig, workers: Workers) -> Population:
     """The population after one more generation: birth, life, tournament, ageing, credit, filing, merge."""
-    generation, first = population.generation, population.generation * config.agents
-    ids = range(first, first + config.agents)
+    generation, first = population.generation, population.generation * config.population_size
+    ids = range(first, first + config.population_size)
     tasks, births = _births(population, config)
     jobs = [_job(population, config, id, task, birth) for id, task, birth in zip(ids, tasks, births, strict=True)]
-    lives = workers.run(jobs, f"{config.heritage} layers, generation {generation} of {config.generations}")
+    lives = workers.run(jobs, f"{config.heritage} layers, generation {generation} of {config.num_generations}")
+    if unknown := sum(all(score is None for score in life.scores) for life in lives):
+        warnings.warn(
+            f"{unknown} of {len(lives)} lives of generation {generation} ended no episode, so their fitness is 0: "
+            f"make lives longer (epochs={config.life.epochs}, steps={config.life.steps}), or episodes shorter "
+            f"(max_episode_steps={config.life.max_episode_steps}).",
+            stacklevel=2,
+        )
 
     sizes = layer_sizes({name: tensor.shape for name, tensor in lives[0].actor.items()})
     fitness = [fitness_of(life.scores, config.life.offset) for life in lives]
     inherited = [1.0 if birth is None else gene_size(birth.father.gene_type, sizes) for birth in births]
     scores = relative_scores(fitness, tasks, inherited)
-    survivors = {ids[index]: scores[index] for index in tournament(scores, config.tournament)}
+    survivors = {ids[index]: scores[index] for index in tournament(scores, config.tournament_size)}
     parents = population.parents | {id: _parentage(birth) for id, birth in zip(ids, births, strict=True)}
     if generation == 0:
-        pool = first_pool(survivors, config.pool, sizes, seeded_generator(config.seed, 0, _POOL))
+        pool = first_pool(survivors, config.pool_size, sizes, seeded_generator(config.seed, 0, _POOL))
     else:
         probabilities = type_probabilities(population.pool)
         pool = pay(age(population.pool, config.alpha), survivors, parents, sizes)
@@ -181,9 +191,9 @@ def next_generation(population: Population, config: EvolutionConfig, workers: Wo
 
 def _births(population: Population, config: EvolutionConfig) -> tuple[list[int], list[Birth | None]]:
     generation, count = population.generation, len(config.tasks)
-    draws = [seeded_generator(config.seed, generation, _BIRTH, index) for index in range(config.agents)]
+    draws = [seeded_generator(config.seed, generation, _BIRTH, index) for index in range(config.population_size)]
     if generation == 0:
-        return [int(torch.randint(count, (), generator=draw)) for draw in draws], [None] * config.agents
+        return [int(torch.randint(count, (), generator=draw)) for draw in draws], [None] * config.population_size
     births = [draw_birth(population.pool, count, draw) for draw in draws]
     return [birth.task for birth in births], list(births)
 
@@ -202,7 +212,7 @@ def _parentage(birth: Birth | None) -> Parentage:
 
 
 def _heir(life: Life, heritage: Heritage) -> Heir:
-    return Heir(life.birth if heritage == "birth" else life.actor, life.statistics)
+    return Heir(life.birth, life.birth_statistics) if heritage == "birth" else Heir(life.actor, life.statistics)
 
 
 def _record(pool: Sequence[Entry], lives: Sequence[Life], fitness: Sequence[float], speed: float) -> dict[str, Any]:
@@ -233,7 +243,8 @@ def save(
     tensors: dict[str, Tensor] = {}
     for id, heir in population.heirs.items():
         arrays = heir.actor | {"mean": heir.statistics.mean, "variance": heir.statistics.variance}
-        tensors |= {f"{id}/{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        # Copies: father and son may share their statistics, and safetensors saves no tensor twice.
+        tensors |= {f"{id}/{name}": torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
     state = {
         "signature": signature(config),
         "generation": population.generation,
@@ -279,5 +290,5 @@ def _parentage_of(values: dict[str, Any]) -> Parentage:
 def signature(config: EvolutionConfig) -> dict[str, Any]:
     """What has to be the same for an evolution to go on as it would have; it may become longer."""
     values = asdict(config)
-    del values["generations"]
+    del values["num_generations"]
     return json.loads(json.dumps(values))

@@ -13,17 +13,16 @@ newborn. (Their statistics count old observations again in each epoch; ours coun
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ...training.sampler import derived_seed
+from ..threads import one_torch_thread
 from .network import Actor, Adam, Array, Batch, LossWeights, Network
 
 
@@ -107,13 +106,14 @@ class Life:
 
     Attributes:
         birth, actor: the actor before and after.
-        statistics: of the observations.
+        birth_statistics, statistics: of observations, before and after.
         scores: by epoch; None where no episode ended. The first is from before any learning.
         seconds: it took, by what for: "act" (policy and simulator), "learn".
     """
 
     birth: Actor
     actor: Actor
+    birth_statistics: Statistics
     statistics: Statistics
     scores: list[float | None]
     steps: int
@@ -150,19 +150,8 @@ def make_environment(config: LifeConfig, task: str, **options: Any) -> Any:
     )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products are computed by one thread: the last bits of some depend on how many there are, and a life must not."""
-    before = torch.get_num_threads()  # torch draws the fresh layers
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@one_thread()
+@one_torch_thread()  # which draws the fresh layers
+@threadpool_limits.wrap(1)  # of numpy
 def live(
     config: LifeConfig,
     task: str,
@@ -183,7 +172,7 @@ def live(
     network = Network(len(observation), environment.action_space.shape[0], seed=derived_seed(seed, 2))
     network.load_(inherited or {})
     birth, optimizer = network.actor(), Adam(network, config.learning_rate, config.max_grad_norm)
-    statistics = statistics or Statistics.fresh(len(observation))
+    statistics = birth_statistics = statistics or Statistics.fresh(len(observation))
     rollout = _Rollout(config, len(observation), network.action_size)
     scores: list[float | None] = []
     seconds = {"act": 0.0, "learn": 0.0}
@@ -200,7 +189,8 @@ def live(
         seconds["act"] += middle - begin
         seconds["learn"] += time.perf_counter() - middle
     environment.close()
-    return Life(birth, network.actor(), statistics, scores, config.epochs * config.steps, seconds)
+    steps = config.epochs * config.steps
+    return Life(birth, network.actor(), birth_statistics, statistics, scores, steps, seconds)
 
 
 def learn_(network: Network, optimizer: Adam, batch: Batch, config: LifeConfig, chance: np.random.Generator) -> None:

@@ -51,13 +51,13 @@ def settings(args: Namespace) -> Preset:
     evolution = replace(
         preset.evolution,
         life=life,
-        agents=args.population_size or preset.evolution.agents,
-        generations=args.num_generations if args.num_generations is not None else preset.evolution.generations,
+        population_size=args.population_size or preset.evolution.population_size,
+        num_generations=args.num_generations if args.num_generations is not None else preset.evolution.num_generations,
         seed=args.seed,
     )
-    if evolution.agents < evolution.tournament:
+    if evolution.population_size < evolution.tournament_size:
         raise ValueError(
-            f"--population_size {evolution.agents} is too few for a tournament of {evolution.tournament}."
+            f"--population_size {evolution.population_size} is too few for tournaments of {evolution.tournament_size}."
         )
     for task in (*evolution.tasks, *preset.unseen):
         make_environment(life, task).close()
@@ -171,8 +171,8 @@ def best_gene(population: Population, config: EvolutionConfig) -> Gene:
             environment=life.environment,
             tasks=list(config.tasks),
             training={
-                "agents": config.agents,
-                "generations": config.generations,
+                "population_size": config.population_size,
+                "num_generations": config.num_generations,
                 "epochs": life.epochs,
                 "steps": life.steps,
                 "learning_rate": life.learning_rate,

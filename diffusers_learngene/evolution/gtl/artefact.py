@@ -32,6 +32,7 @@ from ...descriptions import (
 from ...hub import SharedArtefact
 from .circuit import IndexSets, circuit_sizes, extract, inherit_, parameters
 from .networks import (
+    INPUT,
     NORM_ENTRIES,
     ConvNet,
     Kernel,
@@ -40,6 +41,7 @@ from .networks import (
     check_layout,
     create_network,
     layout_of,
+    shapes_of,
 )
 from .translation import translate
 
@@ -48,6 +50,7 @@ __all__ = ["Circuit", "CircuitConfig", "CircuitError"]
 
 FORMAT_VERSION = 1
 WEIGHTS = "circuit.safetensors"
+_MAX_PARAMETERS = 2**30  # of a host: 4 GiB; ResNet12 at its width has 0.012 x 2**30
 _MODULE = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
@@ -89,8 +92,8 @@ class CircuitConfig:
             if not all(isinstance(name, str) and name for name in (kernel.reads, kernel.writes)):
                 raise ValueError(f"layout: reads={kernel.reads!r}, writes={kernel.writes!r} must be names.")
         for name, shape in self.shapes.items():
-            if not all(type(size) is int and 1 <= size <= 2**13 for size in shape):
-                raise ValueError(f"shapes: {name} is {shape!r}, not whole numbers from 1 to {2**13}.")
+            if len(shape) not in (1, 4) or not all(type(size) is int and 1 <= size <= 2**13 for size in shape):
+                raise ValueError(f"shapes: {name} is {shape!r}, not 1 or 4 whole numbers from 1 to {2**13}.")
         kernels = {f"{kernel.conv}.weight" for kernel in self.layout}
         norms = {f"{kernel.norm}.{entry}" for kernel in self.layout if kernel.norm for entry in NORM_ENTRIES}
         biases = {f"{kernel.conv}.bias" for kernel in self.layout}
@@ -103,12 +106,29 @@ class CircuitConfig:
             raise ValueError(f"host={self.host} has another layout than this one.")
         if type(self.host_parameters) is not int or not self.host_parameters >= self.num_parameters:
             raise ValueError(f"host_parameters={self.host_parameters!r}: the circuit has {self.num_parameters}.")
+        if self.host is not None:
+            self._check_host(self.host)
         check_settings("training", self.training)
+
+    def _check_host(self, host: NetworkConfig) -> None:
+        """That this can be a circuit of `host`, which a descendant is made like: before any is."""
+        whole = shapes_of(host)
+        if self.shapes.keys() != whole.keys():
+            raise ValueError(f"shapes has {sorted(self.shapes.keys() ^ whole.keys())[:5]}, unlike host={host}.")
+        for kernel in self.layout:
+            own, full = (shapes[f"{kernel.conv}.weight"] for shapes in (self.shapes, whole))
+            reads = own[1] == full[1] if kernel.reads == INPUT else own[1] <= full[1]
+            if own[0] > full[0] or not reads or own[2:] != full[2:]:
+                raise ValueError(f"shapes: {kernel.conv}.weight is {own}, which is no part of {full} of host={host}.")
+        if (count := _count(whole)) != self.host_parameters:
+            raise ValueError(f"host_parameters={self.host_parameters}, but host={host} has {count}.")
+        if count > _MAX_PARAMETERS:
+            raise ValueError(f"host={host} has {count} parameters, more than {_MAX_PARAMETERS}.")
 
     @property
     def num_parameters(self) -> int:
         """Of the circuit; running statistics are none."""
-        return sum(math.prod(shape) for name, shape in self.shapes.items() if name.endswith((".weight", ".bias")))
+        return _count(self.shapes)
 
     @property
     def budget(self) -> float:
@@ -266,6 +286,10 @@ class Circuit(SharedArtefact):
             "budget": config.budget,
             "training": config.training,
         }
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.endswith((".weight", ".bias")))
 
 
 def _config_of(values: Any) -> CircuitConfig:

@@ -21,19 +21,21 @@ import torch
 from torch import Tensor
 
 from ...training.sampler import derived_seed, seeded_generator
+from ..threads import one_torch_thread
 from .circuit import circuit_sizes, extract, first_sets, largest_sets, random_sets
 from .networks import NetworkConfig, create_network, layout_of, widths_of
 from .population import Life, Population, accuracy, centroid_accuracy, grow, live
-from .tasks import ClassImages, draw_task
+from .tasks import ClassImages, Task, draw_task
 
 
-__all__ = ["Starts", "compare", "other_starts", "pretrain", "summarize"]
+__all__ = ["Starts", "compare", "draw_novel_tasks", "other_starts", "pretrain", "summarize"]
 
 _PRETRAIN, _RANDOM, _TASK, _NETWORK, _LIFE = range(100, 105)  # what for; not the numbers of `evolution`
 
 Starts = dict[str, list[dict[str, Tensor] | None]]  # by name and task, what is inherited
 
 
+@one_torch_thread()
 def pretrain(
     images: ClassImages,
     classes: Sequence[int],
@@ -70,33 +72,25 @@ def other_starts(
     }
 
 
-def compare(
+def draw_novel_tasks(
     images: ClassImages,
     classes: Sequence[int],
-    network: NetworkConfig,
-    starts: Starts,
-    life: Life,
+    count: int,
     *,
     num_ways: int,
     shots: int,
     validation_shots: int,
-    eval_steps: Sequence[int],
     seed: int,
-    device: torch.device | str = "cpu",
-) -> dict[str, dict[str, list[float]]]:
-    """Train every start on every task, all of them at once.
+) -> list[Task]:
+    """The tasks of a comparison.
 
     Args:
-        network: that inherits.
-        life: of each; the end of it is evaluated, too.
         num_ways, shots, validation_shots: see `draw_task`.
-        eval_steps: after which to evaluate.
 
-    Returns:
-        By start and column ("centroid", "0", ..., "end"), the accuracy on each task.
+    Raises:
+        ValueError: there are not so many classes or images.
     """
-    count = len(next(iter(starts.values())))
-    every = [
+    return [
         draw_task(
             images,
             classes,
@@ -107,10 +101,35 @@ def compare(
         )
         for task in range(count)
     ]
-    tasks = every * len(starts)
+
+
+@one_torch_thread()
+def compare(
+    images: ClassImages,
+    novel: Sequence[Task],
+    network: NetworkConfig,
+    starts: Starts,
+    life: Life,
+    *,
+    eval_steps: Sequence[int],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, dict[str, list[float]]]:
+    """Train every start on every task, all of them at once.
+
+    Args:
+        novel: the tasks, all of the same size; see `draw_novel_tasks`.
+        network: that inherits.
+        life: of each; the end of it is evaluated, too.
+        eval_steps: after which to evaluate.
+
+    Returns:
+        By start and column ("centroid", "0", ..., "end"), the accuracy on each task.
+    """
+    count, tasks = len(novel), [*novel] * len(starts)
     inherited = [circuit for circuits in starts.values() for circuit in circuits]
     seeds = [derived_seed(seed, _NETWORK, task) for task in range(count)] * len(starts)
-    population = grow(network, num_ways, inherited, seeds, device=device)
+    population = grow(network, len(novel[0].classes), inherited, seeds, device=device)
     columns = {"centroid": centroid_accuracy(population, images, tasks)}
 
     def evaluate(step: int) -> None:

@@ -24,7 +24,8 @@ populations, tournaments, mutation, k-way tasks as environment, critics on held-
 - The answer is the circuit with the highest score in the last pool.
 
 Every draw comes from a generator seeded with (seed, generation, newborn, what for), so that a snapshot needs no random
-states, and neither resuming nor the number of processes changes anything.
+states, and neither resuming nor the number of processes or threads changes anything. A process has one thread on the
+CPU (`threads`): several processes are how several cores are used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ from ...training.checkpoints import resolve_checkpoint
 from ...training.sampler import derived_seed, seeded_generator
 from ..lineage import Individual, Lineage
 from ..snapshots import load_snapshot, save_snapshot
+from ..threads import one_torch_thread
 from .circuit import extract, first_sets, mutate, overlap, random_sets, set_sizes
 from .networks import NetworkConfig, create_network, layout_of, widths_of
 from .options import EvolutionOptions
@@ -114,7 +116,7 @@ class Evolution:
         if path is not None:
             self.load_state(*load_snapshot(path, self.signature()))
         self.accelerator.wait_for_everyone()
-        total = 1 + self.options.generations
+        total = 1 + self.options.num_generations
         with tqdm(
             total=total, initial=self.generation, desc="generations", disable=not self.accelerator.is_main_process
         ) as bar:
@@ -128,6 +130,7 @@ class Evolution:
                     save_snapshot(output_dir, self.generation, *self.state(), total_limit=total_limit)
                 self.accelerator.wait_for_everyone()
 
+    @one_torch_thread()
     def live_generation(self) -> None:
         """One generation, from birth to the next pool."""
         options, generation = self.options, self.generation
@@ -263,8 +266,9 @@ class Evolution:
     def signature(self) -> dict[str, Any]:
         """What has to be the same for a run to go on as it would have."""
         settings = asdict(self.options)
-        settings.pop("generations")  # an evolution may go on for longer
-        return {**settings, "network": asdict(self.network), "classes": self.classes, "names": self.images.names}
+        settings.pop("num_generations")  # an evolution may go on for longer
+        images = {"names": self.images.names, "images": self.images.checksum}
+        return {**settings, "network": asdict(self.network), "classes": self.classes, **images}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON data of a snapshot."""

@@ -32,6 +32,7 @@ __all__ = [
     "check_layout",
     "create_network",
     "layout_of",
+    "shapes_of",
     "widths_of",
 ]
 
@@ -199,6 +200,15 @@ def layout_of(config: NetworkConfig) -> list[Kernel]:
                 ]
             reads = writes
     return kernels
+
+
+def shapes_of(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """By name, the shapes of the tensors of a built-in network's convolutions and norms; nothing is allocated."""
+    with torch.device("meta"):
+        state = ConvNet(config, 1).state_dict()
+    return {
+        name: tuple(tensor.shape) for name, tensor in state.items() if tensor.ndim and not name.startswith("head.")
+    }
 
 
 def widths_of(state: Mapping[str, Tensor], layout: Sequence[Kernel]) -> dict[str, int]:

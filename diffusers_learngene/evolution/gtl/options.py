@@ -17,7 +17,7 @@ class EvolutionOptions:
     """How to evolve.
 
     Attributes:
-        generations: after the first one, which inherits nothing.
+        num_generations: after the first one, which inherits nothing.
         population_size: newborns of a generation.
         tournament_size: newborns of which one wins.
         pool_size: circuits that are kept.
@@ -40,7 +40,7 @@ class EvolutionOptions:
         ValueError: a population that does not divide into batches.
     """
 
-    generations: int = 20
+    num_generations: int = 20
     population_size: int = 16
     tournament_size: int = 2
     pool_size: int = 6
@@ -62,7 +62,7 @@ class EvolutionOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("generations", "pool_size", "tournament_size", "critic_tasks", "networks_per_batch"):
+        for name in ("num_generations", "pool_size", "tournament_size", "critic_tasks", "networks_per_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.population_size < 1 or self.population_size % self.networks_per_batch:

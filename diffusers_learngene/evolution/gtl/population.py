@@ -31,13 +31,15 @@ __all__ = ["GroupedLinear", "Life", "Population", "accuracy", "centroid_accuracy
 
 
 class GroupedLinear(nn.Module):
-    """n linear layers, of n blocks of channels: (b, n * in) -> (b, n * out)."""
+    """n linear layers, of n blocks of channels: (b, n * in) -> (b, n * out).
 
-    def __init__(self, groups: int, in_features: int, out_features: int, bias: bool = True) -> None:
+    Args:
+        weight, bias: parameters (n * out, in) and (n * out,), of one layer after the other.
+    """
+
+    def __init__(self, groups: int, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.groups = groups
-        self.weight = nn.Parameter(torch.empty(groups * out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(groups * out_features)) if bias else None
+        self.groups, self.weight, self.bias = groups, weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
@@ -51,15 +53,17 @@ class Population(nn.Module):
 
     Args:
         networks: of one shape, made of convolutions without groups, batch norms, linear layers, and modules without
-            parameters that treat each channel alike.
+            parameters that treat each channel alike. Whatever else their modules are set to they are in here, too.
 
     Raises:
-        ValueError: another module with parameters.
+        ValueError: another module with parameters, or networks of different modules.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.size = len(networks)
+        if different := [place for place, network in enumerate(networks) if repr(network) != repr(networks[0])]:
+            raise ValueError(f"networks {different[:5]} have other modules or settings than the first.")
         self.network = _widen(networks[0], self.size)
         states = [network.state_dict() for network in networks]
         wide = self.network.state_dict()
@@ -94,33 +98,29 @@ def _widen(network: nn.Module, n: int) -> nn.Module:
     """The same network with n times the channels, in n groups; its weights are to be filled in."""
     wide = copy.deepcopy(network)
     for name, module in list(wide.named_modules()):
-        if not list(module.parameters(recurse=False)):
-            continue
-        parent, _, child = name.rpartition(".")
-        setattr(wide.get_submodule(parent), child, _widened(name, module, n))
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            module.in_channels, module.out_channels, module.groups = n * module.in_channels, n * module.out_channels, n
+            _repeat_(module, n)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_features *= n
+            _repeat_(module, n)
+        elif isinstance(module, nn.Linear):
+            parent, _, child = name.rpartition(".")
+            setattr(wide.get_submodule(parent), child, _repeat_(GroupedLinear(n, module.weight, module.bias), n))
+        elif list(module.parameters(recurse=False)):
+            raise ValueError(f"{name} is a {type(module).__name__}, of which no population can be made.")
     return wide
 
 
-def _widened(name: str, module: nn.Module, n: int) -> nn.Module:
-    new: nn.Module
-    if isinstance(module, nn.Conv2d) and module.groups == 1:
-        new = nn.Conv2d(
-            n * module.in_channels,
-            n * module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            dilation=module.dilation,  # type: ignore[arg-type]
-            groups=n,
-            bias=module.bias is not None,
-        )
-    elif isinstance(module, nn.BatchNorm2d):
-        new = nn.BatchNorm2d(n * module.num_features, module.eps, module.momentum)
-    elif isinstance(module, nn.Linear):
-        new = GroupedLinear(n, module.in_features, module.out_features, module.bias is not None)
-    else:
-        raise ValueError(f"{name} is a {type(module).__name__}, of which no population can be made.")
-    return new.to(next(module.parameters()).device)
+def _repeat_(module: nn.Module, n: int) -> nn.Module:
+    """Let a module have all of its tensors n times, one after the other."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        repeated = parameter.data.repeat(n, *[1] * (parameter.ndim - 1))
+        module.register_parameter(name, nn.Parameter(repeated, parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if buffer.ndim:
+            module.register_buffer(name, buffer.repeat(n, *[1] * (buffer.ndim - 1)))
+    return module
 
 
 def grow(

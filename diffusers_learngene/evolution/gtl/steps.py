@@ -15,15 +15,15 @@ from ...training.run import publish_artefact
 from ..plots import draw_lineage
 from .artefact import Circuit
 from .circuit import parameters
-from .evaluation import Starts, compare, other_starts, pretrain, summarize
+from .evaluation import Starts, compare, draw_novel_tasks, other_starts, pretrain, summarize
 from .evolution import Evolution
 from .networks import NetworkConfig, create_network
 from .options import EvolutionOptions
 from .population import Life
-from .tasks import ClassImages, split_three
+from .tasks import ClassImages, Task, split_three
 
 
-__all__ = ["compare_starts", "load_class_images", "publish", "report", "start_evolution"]
+__all__ = ["compare_starts", "draw_comparison", "load_class_images", "publish", "report", "start_evolution"]
 
 
 def load_class_images(args: Namespace, accelerator: Accelerator) -> tuple[ClassImages, dict[str, list[int]]]:
@@ -50,7 +50,7 @@ def start_evolution(
         ValueError: see `Evolution`.
     """
     options = EvolutionOptions(
-        generations=args.num_generations,
+        num_generations=args.num_generations,
         population_size=args.population_size,
         tournament_size=args.tournament_size,
         pool_size=args.pool_size,
@@ -77,7 +77,30 @@ def _life(args: Namespace, steps: int) -> Life:
     return Life(steps, batch_size=args.train_batch_size, learning_rate=args.learning_rate)
 
 
-def compare_starts(evolution: Evolution, args: Namespace) -> dict[str, dict[str, list[float]]]:
+def draw_comparison(images: ClassImages, classes: dict[str, list[int]], args: Namespace) -> list[Task]:
+    """The tasks on novel classes, before any work: afterwards would be late to find out that there are none.
+
+    Raises:
+        ValueError: fewer classes than --test_ways, or fewer images of one than the arguments ask for.
+    """
+    try:
+        return draw_novel_tasks(
+            images,
+            classes["novel"],
+            args.test_tasks,
+            num_ways=args.test_ways,
+            shots=args.num_shots,
+            validation_shots=args.validation_shots,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--test_ways {args.test_ways} --num_shots {args.num_shots} --validation_shots {args.validation_shots} "
+            f"are too many for the {len(classes['novel'])} novel classes: {error}"
+        ) from error
+
+
+def compare_starts(evolution: Evolution, tasks: list[Task], args: Namespace) -> dict[str, dict[str, list[float]]]:
     """Accuracy on novel classes by start and column; see `evaluation`."""
     winner, options = evolution.winner, evolution.options
     lives = 1 + len(evolution.lineage.ancestors(winner.id))
@@ -91,18 +114,15 @@ def compare_starts(evolution: Evolution, args: Namespace) -> dict[str, dict[str,
         device=device,
     )
     starts: Starts = {
-        "descendant": [winner.tensors] * args.test_tasks,
-        **other_starts(trained, network, winner.tensors, args.test_tasks, seed=options.seed),
+        "descendant": [winner.tensors] * len(tasks),
+        **other_starts(trained, network, winner.tensors, len(tasks), seed=options.seed),
     }
     return compare(
         evolution.images,
-        evolution.classes["novel"],
+        tasks,
         network,
         starts,
         _life(args, args.test_steps),
-        num_ways=args.test_ways,
-        shots=args.num_shots,
-        validation_shots=args.validation_shots,
         eval_steps=args.eval_steps,
         seed=options.seed,
         device=device,
@@ -223,7 +243,7 @@ def _settings(evolution: Evolution, args: Namespace) -> dict[str, Any]:
     options = evolution.options
     names: tuple[str, ...] = (
         "population_size",
-        "generations",
+        "num_generations",
         "tournament_size",
         "pool_size",
         "num_ways",

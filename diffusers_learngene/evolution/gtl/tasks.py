@@ -5,8 +5,10 @@ A life is a k-way task on base classes, a critic learns one on critic classes, a
 draws come from generators that the caller seeds.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,6 +49,14 @@ class ClassImages:
         if empty := [name for name, own in zip(data.class_names, rows, strict=True) if not len(own)]:
             raise ValueError(f"there are no images of the classes {empty[:5]}.")
         return cls(torch.cat(pixels), rows, data.class_names)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of pixels and classes: two sets with the same one are the same images."""
+        found = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        for values in (self.pixels, *self.rows):
+            found.update(values.contiguous().numpy().data)
+        return found.hexdigest()
 
     @property
     def channels(self) -> int:

@@ -14,7 +14,11 @@ from diffusers_learngene.evolution.grl.network import Network
 from diffusers_learngene.evolution.grl.policy import ActorCritic
 
 
-FULL = {"environment": "LearngeneAnt-v0", "tasks": ["step", "curve"], "training": {"agents": 50, "seeds": [0, 1]}}
+FULL = {
+    "environment": "LearngeneAnt-v0",
+    "tasks": ["step", "curve"],
+    "training": {"population_size": 50, "seeds": [0, 1]},
+}
 SMALL = {"gene_type": [0], "shapes": {"0.weight": [2, 3], "0.bias": [2]}}
 
 

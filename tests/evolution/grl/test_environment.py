@@ -102,6 +102,25 @@ def test_an_episode_ends_at_the_goal_and_out_of_range(place, prize):
     assert terminated and (reward > 90) == bool(prize)
 
 
+@pytest.mark.parametrize("create", [LearngeneAntEnv, LearngeneReacherEnv])
+@pytest.mark.parametrize("where", ["qpos", "qvel"])
+@pytest.mark.parametrize("value", [np.nan, 1e12])
+def test_an_episode_ends_where_the_simulation_breaks(create, where, value, monkeypatch, tmp_path):
+    """MuJoCo itself resets the body and goes on; a leap back to the start is no velocity."""
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
+    environment = create()
+    environment.reset(seed=0)
+    action = np.full(environment.action_space.shape, 0.5)
+    assert not environment.step(action)[2]
+    getattr(environment.data, where)[1] = value
+    observation, reward, terminated, truncated, info = environment.step(action)
+    assert terminated and not truncated and np.isfinite(observation).all() and np.isfinite(reward)
+    if create is LearngeneAntEnv:
+        assert reward == pytest.approx(-0.2 * 0.25 * 8) and info["reward_forward"] == 0
+    environment.reset(seed=0)
+    assert not environment.step(action)[2]
+
+
 def test_easing_and_errors():
     flat = LearngeneAntEnv("curve", height_scale=0.0)
     assert np.allclose(flat.model.hfield_data, LIFT / 2.4)

@@ -21,7 +21,7 @@ from diffusers_learngene.training.checkpoints import list_checkpoints
 
 
 LIFE = LifeConfig("LearngeneReacher-v0", "task", epochs=1, steps=64, passes=1, offset=60.0)
-TINY = EvolutionConfig(LIFE, tasks=("plain", "weak"), agents=7, generations=3, pool=3)
+TINY = EvolutionConfig(LIFE, tasks=("plain", "weak"), population_size=7, num_generations=3, pool_size=3)
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def workers():
 
 @pytest.fixture
 def lived(monkeypatch):
-    """Lives that take no time; an agent is as good as the sum of its first biases, and a life adds 1 to every tensor.
-    Returns the jobs."""
+    """Lives that take no time; an agent is as good as the sum of its first biases, and a life adds 1 to every tensor
+    and to the mean of what is observed. Returns the jobs."""
     jobs = []
 
     def run(self):
@@ -43,7 +43,8 @@ def lived(monkeypatch):
         birth = network.actor()
         score = float(birth["0.bias"].mean()) + self.seed % 97 / 97
         trained = {name: array + 1 for name, array in birth.items()}
-        return Life(birth, trained, Statistics.fresh(3), [score], 10, {"act": 1.0, "learn": 1.0})
+        given = self.statistics or Statistics.fresh(3)
+        return Life(birth, trained, given, Statistics(given.mean + 1, given.variance, 9), [score], 10, {"act": 1.0})
 
     monkeypatch.setattr(Job, "run", run)
     return jobs
@@ -61,7 +62,7 @@ def assert_same(one, other):
 
 
 def test_a_generation_of_50_leaves_17_and_a_pool_of_7_each(lived, workers, tmp_path):
-    config = replace(TINY, agents=50, pool=7, generations=2)
+    config = replace(TINY, population_size=50, pool_size=7, num_generations=2)
     found = evolve(config, workers, tmp_path)
     assert len(found.lineage) == len(lived) == 150 and found.generation == 3
     counts = [sum(entry.gene_type == t for entry in found.pool) for t in {entry.gene_type for entry in found.pool}]
@@ -80,12 +81,29 @@ def test_a_generation_of_50_leaves_17_and_a_pool_of_7_each(lived, workers, tmp_p
 @pytest.mark.parametrize("heritage, learnt", [("trained", True), ("birth", False), ("random", None)])
 def test_what_is_passed_on(lived, workers, tmp_path, heritage, learnt):
     """The biases of newborns say how many lives were inherited: fresh ones are 0, and a life adds 1."""
-    evolve(replace(TINY, heritage=heritage, agents=12), workers, tmp_path)
+    evolve(replace(TINY, heritage=heritage, population_size=12), workers, tmp_path)
     biases = [array.max() for job in lived for name, array in (job.inherited or {}).items() if name.endswith("bias")]
     if learnt is None:
         assert biases == []
     else:
         assert len(biases) > 40 and min(biases) == (1 if learnt else 0) and (max(biases) >= 2) == learnt
+
+
+@pytest.mark.parametrize("heritage", ["trained", "birth", "random"])
+def test_statistics_are_passed_on_as_layers_are(lived, workers, tmp_path, heritage):
+    life = replace(LIFE, inherit_statistics=True)
+    evolve(replace(TINY, life=life, heritage=heritage, population_size=12), workers, tmp_path)
+    for job in lived:
+        assert (job.statistics is None) == (job.inherited is None)
+        if job.statistics is not None:
+            assert (job.statistics.mean.max() >= 1) == (heritage == "trained")
+    assert any(job.statistics for job in lived) == (heritage != "random")
+
+
+def test_lives_in_which_no_episode_ends_are_told(workers, tmp_path):
+    life = replace(LIFE, steps=32)  # of episodes of 50
+    with pytest.warns(UserWarning, match="7 of 7 lives of generation 0 ended no episode.*steps=32"):
+        evolve(replace(TINY, life=life, num_generations=0), workers, tmp_path)
 
 
 def test_resuming_is_exact(workers, tmp_path):
@@ -96,7 +114,7 @@ def test_resuming_is_exact(workers, tmp_path):
         again = evolve(TINY, workers, tmp_path / f"from {generation}", resume=snapshot)
         assert_same(whole, again)
     assert_same(whole, load(tmp_path / "whole" / "checkpoint-4", TINY))
-    longer = replace(TINY, generations=4)  # may go on
+    longer = replace(TINY, num_generations=4)  # may go on
     assert evolve(longer, workers, tmp_path / "longer", resume=tmp_path / "whole" / "checkpoint-4").generation == 5
     with pytest.raises(ValueError, match=re.escape("seed=1 (there 0)")):
         load(tmp_path / "whole" / "checkpoint-4", replace(TINY, seed=1))
@@ -104,7 +122,7 @@ def test_resuming_is_exact(workers, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_live_as_one(workers, tmp_path):
-    config = replace(TINY, generations=1)
+    config = replace(TINY, num_generations=1)
     alone = evolve(config, workers, tmp_path / "one")
     with Workers(Accelerator(cpu=True), 2) as two:
         assert_same(alone, evolve(config, two, tmp_path / "two"))
@@ -170,8 +188,8 @@ def test_workers_end_when_their_parent_is_killed():
 
 
 def test_errors_come_before_any_life(workers, tmp_path, lived):
-    with pytest.raises(ValueError, match="agents=2 are too few for a tournament of 3"):
-        evolve(replace(TINY, agents=2), workers, tmp_path)
+    with pytest.raises(ValueError, match="population_size=2 is too small for a tournament of 3"):
+        evolve(replace(TINY, population_size=2), workers, tmp_path)
     with pytest.raises(ValueError, match="num_workers=0 must be at least 1"):
         Workers(Accelerator(cpu=True), 0)
     assert lived == []

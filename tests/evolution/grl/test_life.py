@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from threadpoolctl import threadpool_info
 
 from diffusers_learngene.evolution.grl.genes import tensors_of
 from diffusers_learngene.evolution.grl.life import (
@@ -17,7 +15,6 @@ from diffusers_learngene.evolution.grl.life import (
     generalised_advantages,
     live,
     make_environment,
-    one_thread,
 )
 
 
@@ -62,7 +59,7 @@ def test_a_life_is_a_function_of_task_seed_and_layers():
     assert one.scores == same.scores != other.scores and one.steps == 256 and len(one.scores) == 2
     for name, array in one.actor.items():
         assert np.array_equal(array, same.actor[name]) and np.array_equal(one.birth[name], other.birth[name])
-    assert one.statistics.count == 256 and set(one.seconds) == {"act", "learn"}
+    assert one.statistics.count == 256 and one.birth_statistics.count == 0 and set(one.seconds) == {"act", "learn"}
     assert any(not np.array_equal(array, one.birth[name]) for name, array in one.actor.items())
 
 
@@ -81,17 +78,6 @@ def test_a_life_does_not_depend_on_how_many_threads_there_could_be():
     environments = [os.environ | dict.fromkeys(names, threads) for threads in ("1", "2")]
     command = [sys.executable, "-c", LIVE]
     assert len({subprocess.check_output(command, env=one, timeout=100) for one in environments}) == 1
-
-
-def test_threads_are_limited_for_a_life_and_no_longer():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with one_thread():
-            assert torch.get_num_threads() == 1 and {pool["num_threads"] for pool in threadpool_info()} == {1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_inherited_layers_are_there_at_birth_and_the_others_fresh():

@@ -77,6 +77,10 @@ def rewrite(folder, tensors=None, **changes):
     save_file(found | (tensors or {}), path, metadata={"circuit": json.dumps(description | changes)})
 
 
+def built_in(**changes):
+    return {"architecture": "vgg", "widths": [8, 12, 16], "depths": [1, 2, 1], "image_channels": 3} | changes
+
+
 LAST = "stages.2.norms.0.bias"
 
 
@@ -93,9 +97,20 @@ LAST = "stages.2.norms.0.bias"
         ({}, {"layout": 3}, "layout must be a list"),
         ({}, {"shapes": {}}, "shapes lacks"),
         ({}, {"shapes": {"a": 10**9}}, "shapes must be lists"),
-        ({}, {"shapes": {"a": [10**9]}}, "not whole numbers from 1"),
+        ({}, {"shapes": {"a": [10**9]}}, "not 1 or 4 whole numbers from 1"),
         ({}, {"host_parameters": 3}, "host_parameters=3: the circuit has"),
         ({}, {"host": {"architecture": "os.system"}}, "the description of a NetworkConfig lacks"),
+        ({}, {"shapes": {"a": [8192] * 6}}, "not 1 or 4 whole numbers"),
+        ({}, {"host": built_in(widths=[8, 12, 4])}, "is (5, 4, 3, 3), which is no part of (4, 12"),
+        ({}, {"host": built_in(image_channels=4)}, "is (2, 3, 3, 3), which is no part of (8, 4,"),
+        (
+            {},
+            {"host": built_in(widths=[8, 12, 17])},
+            ", but host=NetworkConfig(architecture='vgg', widths=(8, 12, 17)",
+        ),
+        ({}, {"host": built_in(depths=[1, 2, 2])}, "has another layout than this one"),
+        ({}, {"host": built_in(depths=[1, 2, 10**6])}, "must be whole numbers from 1 to 64"),
+        ({}, {"host": built_in(widths=[8192] * 3), "host_parameters": 1812226048}, "parameters, more than 1073741824"),
         ({}, {"training": {"a": [{}]}}, "training['a']=[{}] must be a number"),
     ],
 )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from diffusers_learngene.evolution.gtl.circuit import circuit_shapes, parameters
-from diffusers_learngene.evolution.gtl.evaluation import compare, other_starts, pretrain, summarize
+from diffusers_learngene.evolution.gtl.evaluation import compare, draw_novel_tasks, other_starts, pretrain, summarize
 from diffusers_learngene.evolution.gtl.networks import create_network, layout_of
 from diffusers_learngene.evolution.gtl.population import Life
 
@@ -35,14 +35,15 @@ def test_others_inherit_as_much(trained, tiny):
 
 def test_all_of_a_trained_network_is_a_better_start_than_none(images, classes, trained, tiny):
     circuit, starts = starts_of(trained, tiny)
-    settings = {"num_ways": 4, "shots": 4, "validation_shots": 6, "eval_steps": [0, 5], "seed": 0}
-    found = compare(images, classes["novel"], tiny, starts, Life(10, batch_size=8), **settings)
+    settings = {"eval_steps": [0, 5], "seed": 0}
+    tasks = draw_novel_tasks(images, classes["novel"], 2, num_ways=4, shots=4, validation_shots=6, seed=0)
+    found = compare(images, tasks, tiny, starts, Life(10, batch_size=8), **settings)
     assert {name: list(columns) for name, columns in found.items()} == dict.fromkeys(
         starts, ["centroid", "0", "5", "end"]
     )
     assert sum(found["full"]["end"]) > sum(found["scratch"]["end"])
     assert all(0 <= value <= 1 for columns in found.values() for values in columns.values() for value in values)
-    again = compare(images, classes["novel"], tiny, {"scratch": starts["scratch"]}, Life(10, batch_size=8), **settings)
+    again = compare(images, tasks, tiny, {"scratch": starts["scratch"]}, Life(10, batch_size=8), **settings)
     assert again["scratch"]["0"] == found["scratch"]["0"]  # its weights do not depend on who else is compared
     assert summarize({"a": {"end": [0.25, 0.75]}}) == [{"start": "a", "end": "0.500 ± 0.250"}]
 

@@ -22,7 +22,7 @@ from diffusers_learngene.evolution.gtl.tasks import ClassImages
 TINY = NetworkConfig("vgg", (4, 6), (1, 2), image_channels=1)
 CLASSES = {"base": list(range(12)), "critic": list(range(12, 18)), "novel": list(range(18, 24))}
 OPTIONS = EvolutionOptions(
-    generations=3,
+    num_generations=3,
     population_size=4,
     tournament_size=2,
     pool_size=3,
@@ -56,7 +56,7 @@ def outcome(evolved):
 
 
 def test_resuming_is_exact(tmp_path):
-    whole, half = evolution(), evolution(generations=1)
+    whole, half = evolution(), evolution(num_generations=1)
     whole.run(str(tmp_path / "whole"))
     half.run(str(tmp_path / "halves"))
     resumed = evolution()
@@ -65,6 +65,41 @@ def test_resuming_is_exact(tmp_path):
     assert outcome(resumed) == outcome(whole) != outcome(half)
     with pytest.raises(ValueError, match=r"seed=1 \(there 0\)"):
         evolution(seed=1).run(str(tmp_path / "whole"), resume_from_checkpoint="latest")
+
+
+def test_threads_change_nothing(tmp_path):
+    """Of a network wide enough for several to share its sums."""
+    before, outcomes = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            network = NetworkConfig.named("vgg11-smoke", 1)
+            options = replace(OPTIONS, num_generations=1, population_size=2, critic_tasks=1)
+            evolved = Evolution(Accelerator(cpu=True), patterns(), CLASSES, network, options)
+            evolved.run(str(tmp_path / str(threads)))
+            outcomes.add(outcome(evolved))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(outcomes) == 1
+
+
+@pytest.mark.parametrize("change", ["a pixel", "a class", "an option", "the network"])
+def test_nothing_goes_on_from_a_snapshot_of_something_else(tmp_path, change):
+    evolution(num_generations=1).run(str(tmp_path))
+    images, network, options = patterns(), TINY, OPTIONS
+    if change == "a pixel":
+        images.pixels[7, 0, 3, 3] ^= 1
+    elif change == "a class":  # two classes swap an image each
+        images.rows[0][0], images.rows[1][0] = images.rows[1][0].clone(), images.rows[0][0].clone()
+    elif change == "an option":
+        options = replace(OPTIONS, critic_life=Life(3, batch_size=6, weight_decay=0.0))
+    else:
+        network = NetworkConfig("vgg", (4, 7), (1, 2), image_channels=1)
+    name = {"an option": "critic_life", "the network": "network"}.get(change, "images")
+    other = Evolution(Accelerator(cpu=True), images, CLASSES, network, options)
+    with pytest.raises(ValueError, match=rf"of a training with other settings than {name}="):
+        other.run(str(tmp_path), resume_from_checkpoint="latest")
 
 
 def test_a_lineage_is_kept(tmp_path):
@@ -84,7 +119,7 @@ def test_no_mutation_keeps_all_of_the_circuit(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"selection": "random"}, {"inherit": "structure"}, {"fill": "random"}], ids=str)
 def test_an_ablation_is_another_evolution(tmp_path, changes):
-    usual, other = evolution(generations=1), evolution(generations=1, **changes)
+    usual, other = evolution(num_generations=1), evolution(num_generations=1, **changes)
     usual.run(str(tmp_path / "usual"))
     other.run(str(tmp_path / "other"))
     assert outcome(usual) != outcome(other)

@@ -64,6 +64,59 @@ def test_networks_of_ones_own_form_populations():
     torch.testing.assert_close(population(images)[1], network(images[1]), rtol=1e-4, atol=1e-5)
 
 
+def unusual(case, seed=0):
+    """A network with a module that is set to something else than torch's defaults."""
+    torch.manual_seed(seed)
+    conv, norm, head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 2)
+    match case:
+        case "conv":
+            conv = nn.Conv2d(3, 6, 3, stride=2, padding=2, dilation=2, padding_mode="reflect")
+        case "same":
+            conv = nn.Conv2d(3, 6, 3, padding="same", padding_mode="circular", bias=False)
+        case "norm":
+            norm = nn.BatchNorm2d(6, eps=0.5, momentum=0.7)
+        case "average":
+            norm = nn.BatchNorm2d(6, momentum=None)
+        case "no scale":
+            norm = nn.BatchNorm2d(6, affine=False)
+        case "no statistics":
+            norm = nn.BatchNorm2d(6, track_running_stats=False)
+        case "frozen":
+            conv.requires_grad_(False)
+        case "double":
+            pass
+    network = nn.Sequential(conv, norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    lived_(network, seed) if case not in ("no scale", "no statistics") else None
+    return network.double() if case == "double" else network
+
+
+UNUSUAL = ["conv", "same", "norm", "average", "no scale", "no statistics", "frozen", "double"]
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_settings_are_kept(case):
+    networks = [unusual(case, seed) for seed in range(3)]
+    population = Population(networks)
+    images = torch.randn(3, 4, 3, 9, 9, dtype=networks[0][0].weight.dtype)
+    for training in (True, True, False):  # twice, as statistics move
+        found = population.train(training)(images)
+        for index, network in enumerate(networks):
+            expected = network.train(training)(images[index])
+            torch.testing.assert_close(found[index], expected, rtol=1e-4, atol=1e-5)
+    for index, network in enumerate(networks):
+        state = population.state_of(index)
+        assert state.keys() == network.state_dict().keys()
+        for name, tensor in network.state_dict().items():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
+    frozen = {name for name, parameter in population.network.named_parameters() if not parameter.requires_grad}
+    assert frozen == ({"0.weight", "0.bias"} if case == "frozen" else set())
+
+
+def test_networks_with_different_settings_are_no_population():
+    with pytest.raises(ValueError, match=r"networks \[1, 2\] have other modules or settings"):
+        Population([unusual("norm"), unusual("conv"), unusual("average")])
+
+
 def alone(network, images, task, life, generator):
     """What `live` does, written out for one network."""
     optimizer = torch.optim.SGD(network.parameters(), lr=life.learning_rate, momentum=0.9, weight_decay=5e-4)
