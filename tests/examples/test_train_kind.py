@@ -51,7 +51,9 @@ def test_help_imports_nothing_heavy(train_kind):
     "arguments, message",
     [
         ("--num_learngene 0", "argument --num_learngene: invalid positive value: '0'"),
-        ("--seeds one", "argument --seeds: invalid int value: 'one'"),
+        ("--seeds one", "argument --seeds: invalid seed value: 'one'"),
+        ("--seeds 0 -1", "argument --seeds: invalid seed value: '-1'"),
+        ("--seed -1", "argument --seed: invalid seed value: '-1'"),
         ("--label_init zero", "argument --label_init: invalid choice: 'zero'"),
         ("--task classification", "unrecognized arguments: --task classification"),
         ("--oft_learning_rate -1", "argument --oft_learning_rate: invalid rate value: '-1'"),
@@ -159,6 +161,35 @@ def test_the_learngene_descends(finished):
     image = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(saved(image, **inputs).sample, merged(image, **inputs).sample)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, stage, named",
+    [
+        ("--base_classes 0 1 2 3 4 6 5", "pretrain-KIND", "data.digest="),
+        ("--class_groups groups.json", "pretrain-KIND", "starting_weights="),
+        ("--max_train_steps 6", "pretrain-KIND", "max_train_steps=6 (there 4)"),
+        ("--label_init null", "adapt-kind", "starting_weights="),
+        ("--images_per_novel_class 4", "adapt-kind", "data.samples="),
+        ("--sigma_learning_rate 0.2", "adapt-kind", "learning_rate=[0.1, 0.2] (there [0.1, 0.01])"),
+        ("--adapt_train_steps 6", "adapt-kind", "max_train_steps=6 (there 4)"),
+        ("--oft_learning_rate 0.5", "adapt-oft", "learning_rate=[0.5] (there [0.002])"),
+    ],
+    ids=lambda value: "",
+)
+def test_a_finished_run_is_not_taken_for_one_with_other_settings(
+    train_kind, finished, tmp_path, monkeypatch, arguments, stage, named
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Accelerator, "backward", None)
+    # As many groups as there are classes, so that all weights have the same shapes.
+    (tmp_path / "groups.json").write_text("[[0, 1], [1], [2], [3], [4], [5], [6]]")
+    folder = shutil.copytree(finished, tmp_path / "kind")
+    with pytest.raises(ValueError) as caught:
+        train_kind(*RATES, "--output_dir", folder, "--resume_from_checkpoint", "latest", *arguments.split())
+    assert f"/{stage}/checkpoint-" in str(caught.value) and named in str(caught.value)
+    assert results(folder) == results(finished)
 
 
 class PowerCut(Exception):
