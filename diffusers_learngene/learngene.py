@@ -40,7 +40,8 @@ from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .method import Bank, Start
 from .methods import method_of
-from .models import empty_model, model_config, num_labels, prepare_ancestry_, sizes_of, tensors_of
+from .models import empty_model, model_config, num_labels, prepare_ancestry_, tensors_of
+from .sizes import sizes_of
 from .tailors import add_labels, label_rows, new_tailors, select_classes
 from .tuners.base_config import LearngeneConfig, check_integer
 from .tuners.wave import WAVEConfig

@@ -152,58 +152,6 @@ def prepare_ancestry_(model: nn.Module) -> nn.Module:
     return model
 
 
-def override_config(architecture: str, config: dict, overrides: dict) -> dict:
-    """`config` with `overrides`, whose keys must be sizes in the config.
-
-    Raises:
-        ValueError: unknown key, a value that is no size, heads of another dimension (which would cut their weights
-            apart), or queries that keys and values do not divide.
-    """
-    for key, value in overrides.items():
-        if key not in config:
-            sizes = ", ".join(sorted(sizes_of(config)))
-            raise ValueError(f"{architecture} has no config key {key!r}. Its sizes are: {sizes}.")
-        _check_size(key, value, config[key])
-    merged = {**config, **overrides}
-    old, new = _head_dim(config), _head_dim(merged)
-    if old != new:
-        raise ValueError(f"{overrides} makes attention heads of {new:g} instead of {old:g}: change their number only.")
-    for shared in ("num_key_value_heads", "num_kv_heads"):
-        heads, parts = merged.get("num_attention_heads"), merged.get(shared)
-        if overrides and isinstance(heads, int) and isinstance(parts, int) and parts and heads % parts:
-            raise ValueError(f"num_attention_heads={heads} is not a multiple of {shared}={parts}.")
-    return merged
-
-
-def _head_dim(config: dict) -> float:
-    """Width of an attention head by the names that the libraries have for it; 0 if they are others."""
-    for key in ("attention_head_dim", "head_dim", "d_kv"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    for width, heads in (("hidden_size", "num_attention_heads"), ("n_embd", "n_head")):
-        if isinstance(config.get(width), int) and isinstance(config.get(heads), int) and config[heads]:
-            return config[width] / config[heads]
-    return 0
-
-
-def sizes_of(config: dict) -> dict[str, int]:
-    """What in a config may be a size."""
-    return {key: value for key, value in config.items() if type(value) is int and not key.endswith("_id")}
-
-
-def _check_size(key: str, value: object, old: object) -> None:
-    if isinstance(old, list) and isinstance(value, list | tuple):
-        if len(value) <= _MAX_COUNT and all(type(item) is int and item >= 0 for item in (*value, *old)):
-            return
-    elif type(old) is int or old is None:
-        if type(value) is int and value > 0 or old is value is None:
-            return
-    elif value == old:
-        return
-    kind = "a positive integer" if type(old) is int or old is None else "left as it is or a list like it"
-    raise ValueError(f"{key}={value!r} must be {kind}: it is {old!r} in the learngene, and only sizes can change.")
-
-
 def num_labels(architecture: str, config: dict) -> int | None:
     """How many classes a model has labels for, without the null class; None if it has no labels."""
     return config.get(_LABEL_COUNT) if architecture == _LABELLED else None
@@ -222,37 +170,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
                 tensors[f"{path}.{name}" if path else name] = buffer
     return tensors
-
-
-def depth_key(config: dict) -> str:
-    """The config key that says how many blocks there are.
-
-    Raises:
-        ValueError: the config has none by a known name.
-    """
-    for key in ("num_layers", "num_hidden_layers", "n_layer"):
-        if key in config:
-            return key
-    raise ValueError(f"this config names its depth in another way: {sorted(config)}.")
-
-
-def width_overrides(config: dict, heads: int) -> dict:
-    """Config overrides for a width of that many heads of the same head dimension; empty for the width as it is.
-
-    Understands both ways of saying a width: heads x attention_head_dim (diffusers), and hidden_size with its
-    intermediate_size (transformers).
-    """
-    old = config["num_attention_heads"]
-    if heads == old:
-        return {}
-    scaled = ("hidden_size", "intermediate_size", "num_key_value_heads")
-    sizes = {key: config[key] * heads // old for key in scaled if isinstance(config.get(key), int)}
-    return {"num_attention_heads": heads, **sizes}
-
-
-def size_overrides(config: dict, depth: int, heads: int) -> dict:
-    """Config overrides for a depth and a width of that many heads."""
-    return {depth_key(config): depth, **width_overrides(config, heads)}
 
 
 def enable_gradient_checkpointing_(model: Any) -> None:

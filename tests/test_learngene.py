@@ -510,7 +510,11 @@ def test_sizes_that_are_refused(overrides, message, use):
     ("name", "overrides", "message"),
     [
         ("bert", {"hidden_size": 18}, "heads of 9 instead of 8"),
-        ("vit", {"num_attention_heads": 3}, "heads of 5.33333 instead of 8"),
+        (
+            "vit",
+            {"num_attention_heads": 3},
+            "hidden_size=16 with num_attention_heads=3 makes no whole attention heads",
+        ),
         ("gpt2", {"n_embd": 20}, "heads of 10 instead of 8"),
         ("llama", {"num_attention_heads": 3, "hidden_size": 24}, "not a multiple of num_key_value_heads=2"),
         ("flux", {"num_single_layers": 1}, "'single_transformer_blocks' would have fewer than two blocks"),

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layout import unstack
 from ..learngene import Learngene
-from ..models import empty_model, override_config
+from ..models import empty_model
+from ..sizes import override_config
 from .loop import TrainingOptions, train
 from .sampler import seeded_generator
 from .tasks import Task
