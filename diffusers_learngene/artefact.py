@@ -117,7 +117,14 @@ class ArtefactConfig:
 
 
 def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write model.safetensors and config.json."""
+    """Write model.safetensors and config.json.
+
+    Raises:
+        LearngeneError: a tensor holds NaN or infinity.
+    """
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise LearngeneError(f"tensor {key!r} holds NaN or infinity, so the learngene is not saved.")
     stored = {key: value.detach().cpu() for key, value in tensors.items()}
     write_described(folder / WEIGHTS, stored, "learngene", config)
     write_config(folder, config)

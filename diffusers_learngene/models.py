@@ -7,10 +7,15 @@ anything, nor take memory or time without bound, whatever the config says; `chec
 
 import inspect
 import json
+import math
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -26,10 +31,15 @@ _LABELS = {"id2label", "label2id"}  # free text
 
 _LABELLED, _LABEL_COUNT = "DiTTransformer2DModel", "num_embeds_ada_norm"  # (PixArt has the key too, without labels)
 
-_MAX_INTEGER = 2**31
+_MAX_INTEGER = 2**20
+_MAX_LENGTH = 2**27  # of what takes little each: positions and words
+_LENGTH = re.compile(r".*(position|length|theta|window|vocab|context|token|seq).*")
+_MAX_SIDE = 2**14  # of a picture, whose area counts
+_SIDE = re.compile(r"(?!.*vocab)(.*_)?(image|sample|window|patch|kernel|crop|pos_embed_max)_(size|width|height)")
+_SIZE = re.compile(r"(.*_)?(sizes?|heads?|dims?|channels|embeddings|positions|model|embd)")
 _MAX_COUNT = 4096  # blocks, experts: each is a Python object
 _COUNT = re.compile(r"(num|n)_(.*_)?(layers?|blocks|experts)|(.*_)?depths?|layers_.*")
-_MAX_COMPUTED = 2**28  # numbers in position tables and the like, which a class computes when it is built
+_MAX_COMPUTED = 2**27  # numbers in position tables and the like, which a class computes when it is built
 
 
 def model_class(architecture: str) -> type[Any]:
@@ -90,8 +100,39 @@ def check_config(config: Any, key: str = "", *, most: int = _MAX_COUNT) -> None:
             check_config(value, key, most=most)
     elif isinstance(config, str) and any(mark in config for mark in "/\\:"):
         raise ValueError(f"base_config: {key}={config!r} is not allowed: a learngene names no paths or addresses.")
-    elif isinstance(config, int) and abs(config) > (most if _COUNT.fullmatch(key) else _MAX_INTEGER):
-        raise ValueError(f"base_config: {key}={config} is out of range.")
+    elif isinstance(config, int | float):
+        _check_number(key, config, most)
+
+
+def _check_number(key: str, value: float, most: int) -> None:
+    """Refuse a number that no model has, by what its key says that it counts."""
+    count = _COUNT.fullmatch(key)
+    size = count or _SIDE.fullmatch(key) or _SIZE.fullmatch(key)
+    if isinstance(value, bool):
+        if count:
+            raise ValueError(f"base_config: {key}={value} must be a whole number.")
+        return
+    if count:
+        limit = most
+    elif _SIDE.fullmatch(key):
+        limit = _MAX_SIDE
+    else:
+        limit = _MAX_LENGTH if _LENGTH.fullmatch(key) else _MAX_INTEGER
+    out = abs(value) > limit if isinstance(value, int) else math.isnan(value) or count
+    if out or size and value < 0:
+        raise ValueError(f"base_config: {key}={value} is out of range.")
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """What is drawn inside, from torch, numpy or Python, leaves no trace outside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def new_model(architecture: str, config: dict) -> Any:
@@ -114,7 +155,7 @@ def empty_model(architecture: str, config: dict) -> Any:
         numbers = _computed_numbers(architecture, config)
         if numbers > _MAX_COMPUTED:
             raise ValueError(f"its tables would hold {numbers} numbers, more than {_MAX_COMPUTED}")
-        with init_empty_weights(include_buffers=False):
+        with unchanged_random_state(), init_empty_weights(include_buffers=False):
             model = new_model(architecture, config)
     except Exception as error:  # of whatever kind: it is the class's answer to this config
         raise ValueError(f"{architecture} cannot be built from this config: {error}") from error
@@ -126,7 +167,7 @@ def empty_model(architecture: str, config: dict) -> Any:
 def _computed_numbers(architecture: str, config: dict) -> int:
     """How many numbers a model holds outside its parameters, found without memory for them."""
     try:
-        with torch.device("meta"):
+        with unchanged_random_state(), torch.device("meta"):
             modules = list(new_model(architecture, config).modules())
     except (NotImplementedError, RuntimeError):  # a class that looks at the numbers while it is being built
         return 0

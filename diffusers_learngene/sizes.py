@@ -112,9 +112,10 @@ def _head_widths(config: dict) -> Iterator[tuple[str, str, int, int, int]]:
 
 def _check_shared_heads(config: dict, merged: dict) -> None:
     """Raise a ValueError if keys and values would serve other queries than they do (where one serves all, it may)."""
+    heads = next((key for key in ("num_attention_heads", "n_heads", "num_heads") if key in config), "")
     for shared in _SHARED_HEADS:
-        heads = next((key for key in ("num_attention_heads", "n_heads", "num_heads") if key in config), None)
-        old, new = ([c.get(heads), c.get(shared)] for c in (config, merged)) if heads else ([None], [None])
+        old: list[Any] = [config.get(heads), config.get(shared)]
+        new: list[Any] = [merged.get(heads), merged.get(shared)]
         if not all(type(number) is int and number > 0 for number in (*old, *new)) or old[1] == new[1] == 1:
             continue
         if new[0] % new[1]:

@@ -294,6 +294,20 @@ def test_sigma_init(method, how):
         one.descend(sigma_init="linar", **overrides)
 
 
+@each_method
+def test_a_descendant_is_its_seeds_alone(method):
+    """Whatever was drawn before; nor does it change what is drawn next. It comes in eval mode."""
+    one, models, state = learngene("dit", method), [], torch.get_rng_state()
+    for seed in (0, 0, 1):
+        models.append(one.descend(sigma_init="random", seed=seed, num_layers=5))
+        assert torch.equal(torch.get_rng_state(), state) and not any(m.training for m in models[-1].modules())
+        torch.rand(1)
+        state = torch.get_rng_state()
+    first, again, other = (model.state_dict() for model in models)
+    assert all(torch.equal(first[key], value) for key, value in again.items())
+    assert any(not torch.equal(first[key], value) for key, value in other.items())
+
+
 # ---------------------------------------------------------------------------------------------- what it is made of
 
 
