@@ -21,7 +21,8 @@ from .files import HUB_ID
 from .layout import Layout, layout_of, parse_group_key
 from .method import Method
 from .methods import METHODS
-from .models import check_config, empty_model, num_labels, override_config
+from .models import check_config, empty_model, num_labels
+from .sizes import override_config
 from .tuners.base_config import check_integer
 
 

@@ -39,7 +39,13 @@ def write_described(path: Path, tensors: Mapping[str, Tensor], key: str, config:
 
     Args:
         key: of the metadata; one entry, because safetensors writes several in any order.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity: such a file could not be read again.
     """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"tensor {name!r} holds NaN or infinity, so {path.name} is not written.")
     write_tensors(path, tensors, {key: json.dumps(asdict(config))})
 
 

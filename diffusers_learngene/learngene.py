@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -40,7 +41,8 @@ from .initializers.scratch import scratch
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .method import Bank, Start
 from .methods import method_of
-from .models import empty_model, model_config, num_labels, prepare_ancestry_, sizes_of, tensors_of
+from .models import empty_model, model_config, num_labels, prepare_ancestry_, tensors_of, unchanged_random_state
+from .sizes import sizes_of
 from .tailors import add_labels, label_rows, new_tailors, select_classes
 from .tuners.base_config import LearngeneConfig, check_integer
 from .tuners.wave import WAVEConfig
@@ -203,7 +205,10 @@ class Learngene(SharedArtefact):
         return other
 
     def tensors_at(self, target: Layout, how: DepthInit = "nearest") -> tuple[dict[str, Tensor], dict[str, Bank]]:
-        """Size tensors and bank of a descendant, given its layout; differentiable. For `how` see `descend`."""
+        """Size tensors and bank of a descendant, given its layout; differentiable. For `how` see `descend`.
+
+        "random" draws from torch's global state.
+        """
         width = self.width_of(target) or 0
         source = self.layouts[width]
         bank = resize_bank(self.bank, self.layouts[0], source)
@@ -233,7 +238,7 @@ class Learngene(SharedArtefact):
         seed: int = 0,
         **overrides: object,
     ) -> PeftModel:
-        """A descendant of another size, or for other classes, ready to use: its weights are generated from the bank.
+        """A descendant of another size, or for other classes, in eval mode: its weights are generated from the bank.
 
         The bank is frozen; scalers, and biases and norms of the blocks, are trainable (KIND: everything is).
         `merge_and_unload()` gives the plain model (KIND: of a single class).
@@ -251,7 +256,7 @@ class Learngene(SharedArtefact):
                 makes one learngene of both.
             tailors_per_class: of new classes, in each group. Default: as many as an old class has.
             label_init: of their label rows, where the model has labels: "null" or "mean" (`dit.new_label_rows`).
-            seed: of the new tailors.
+            seed: of the new tailors, and of sigma_init="random". The global random state is neither read nor changed.
             overrides: keys of the base model's own config, e.g. num_layers=6, num_attention_heads=8 (diffusers) or
                 num_hidden_layers=6, hidden_size=384, num_attention_heads=6 (transformers). None: the ancestry's size,
                 which is KIND's only one.
@@ -275,11 +280,14 @@ class Learngene(SharedArtefact):
             sizes = new_tailors(self.config, num_new_classes, tailors_per_class)
             rows = label_rows(self.config, self.tensors, num_new_classes, label_init)
             wider = Learngene(*add_labels(old.config, old.tensors, rows, num_new_classes))
-            return add_classes_(wider.descend(), wider.config, wider.layouts[0], sizes, num_new_classes, seed)
+            model = wider.descend()
+            return add_classes_(model, wider.config, wider.layouts[0], sizes, num_new_classes, seed).eval()
         if classes is not None:
             return old.descend()
         layout = self.layout(config)
-        tensors, bank = self.tensors_at(layout, sigma_init)
+        with unchanged_random_state():
+            torch.manual_seed(seed)
+            tensors, bank = self.tensors_at(layout, sigma_init)
         if self.width_of(layout) is None:
             warnings.warn(
                 f"this learngene holds no scalers for the width of {overrides}: they are resized from the ancestry's, "
@@ -292,7 +300,8 @@ class Learngene(SharedArtefact):
                 overrides,
                 self.config.condensed_for,
             )
-        return generated_model(self.config, config, layout, tensors, bank, self.origin(config))
+        with unchanged_random_state():
+            return generated_model(self.config, config, layout, tensors, bank, self.origin(config)).eval()
 
     def select(self, classes: Sequence[int]) -> "Learngene":
         """The smaller learngene of these classes only, ids as they are. (KIND's.)

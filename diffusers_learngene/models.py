@@ -7,10 +7,15 @@ anything, nor take memory or time without bound, whatever the config says; `chec
 
 import inspect
 import json
+import math
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -26,10 +31,15 @@ _LABELS = {"id2label", "label2id"}  # free text
 
 _LABELLED, _LABEL_COUNT = "DiTTransformer2DModel", "num_embeds_ada_norm"  # (PixArt has the key too, without labels)
 
-_MAX_INTEGER = 2**31
+_MAX_INTEGER = 2**20
+_MAX_LENGTH = 2**27  # of what takes little each: positions and words
+_LENGTH = re.compile(r".*(position|length|theta|window|vocab|context|token|seq).*")
+_MAX_SIDE = 2**14  # of a picture, whose area counts
+_SIDE = re.compile(r"(?!.*vocab)(.*_)?(image|sample|window|patch|kernel|crop|pos_embed_max)_(size|width|height)")
+_SIZE = re.compile(r"(.*_)?(sizes?|heads?|dims?|channels|embeddings|positions|model|embd)")
 _MAX_COUNT = 4096  # blocks, experts: each is a Python object
 _COUNT = re.compile(r"(num|n)_(.*_)?(layers?|blocks|experts)|(.*_)?depths?|layers_.*")
-_MAX_COMPUTED = 2**28  # numbers in position tables and the like, which a class computes when it is built
+_MAX_COMPUTED = 2**27  # numbers in position tables and the like, which a class computes when it is built
 
 
 def model_class(architecture: str) -> type[Any]:
@@ -90,8 +100,39 @@ def check_config(config: Any, key: str = "", *, most: int = _MAX_COUNT) -> None:
             check_config(value, key, most=most)
     elif isinstance(config, str) and any(mark in config for mark in "/\\:"):
         raise ValueError(f"base_config: {key}={config!r} is not allowed: a learngene names no paths or addresses.")
-    elif isinstance(config, int) and abs(config) > (most if _COUNT.fullmatch(key) else _MAX_INTEGER):
-        raise ValueError(f"base_config: {key}={config} is out of range.")
+    elif isinstance(config, int | float):
+        _check_number(key, config, most)
+
+
+def _check_number(key: str, value: float, most: int) -> None:
+    """Refuse a number that no model has, by what its key says that it counts."""
+    count = _COUNT.fullmatch(key)
+    size = count or _SIDE.fullmatch(key) or _SIZE.fullmatch(key)
+    if isinstance(value, bool):
+        if count:
+            raise ValueError(f"base_config: {key}={value} must be a whole number.")
+        return
+    if count:
+        limit = most
+    elif _SIDE.fullmatch(key):
+        limit = _MAX_SIDE
+    else:
+        limit = _MAX_LENGTH if _LENGTH.fullmatch(key) else _MAX_INTEGER
+    out = abs(value) > limit if isinstance(value, int) else math.isnan(value) or count
+    if out or size and value < 0:
+        raise ValueError(f"base_config: {key}={value} is out of range.")
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """What is drawn inside, from torch, numpy or Python, leaves no trace outside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def new_model(architecture: str, config: dict) -> Any:
@@ -114,7 +155,7 @@ def empty_model(architecture: str, config: dict) -> Any:
         numbers = _computed_numbers(architecture, config)
         if numbers > _MAX_COMPUTED:
             raise ValueError(f"its tables would hold {numbers} numbers, more than {_MAX_COMPUTED}")
-        with init_empty_weights(include_buffers=False):
+        with unchanged_random_state(), init_empty_weights(include_buffers=False):
             model = new_model(architecture, config)
     except Exception as error:  # of whatever kind: it is the class's answer to this config
         raise ValueError(f"{architecture} cannot be built from this config: {error}") from error
@@ -126,7 +167,7 @@ def empty_model(architecture: str, config: dict) -> Any:
 def _computed_numbers(architecture: str, config: dict) -> int:
     """How many numbers a model holds outside its parameters, found without memory for them."""
     try:
-        with torch.device("meta"):
+        with unchanged_random_state(), torch.device("meta"):
             modules = list(new_model(architecture, config).modules())
     except (NotImplementedError, RuntimeError):  # a class that looks at the numbers while it is being built
         return 0
@@ -152,58 +193,6 @@ def prepare_ancestry_(model: nn.Module) -> nn.Module:
     return model
 
 
-def override_config(architecture: str, config: dict, overrides: dict) -> dict:
-    """`config` with `overrides`, whose keys must be sizes in the config.
-
-    Raises:
-        ValueError: unknown key, a value that is no size, heads of another dimension (which would cut their weights
-            apart), or queries that keys and values do not divide.
-    """
-    for key, value in overrides.items():
-        if key not in config:
-            sizes = ", ".join(sorted(sizes_of(config)))
-            raise ValueError(f"{architecture} has no config key {key!r}. Its sizes are: {sizes}.")
-        _check_size(key, value, config[key])
-    merged = {**config, **overrides}
-    old, new = _head_dim(config), _head_dim(merged)
-    if old != new:
-        raise ValueError(f"{overrides} makes attention heads of {new:g} instead of {old:g}: change their number only.")
-    for shared in ("num_key_value_heads", "num_kv_heads"):
-        heads, parts = merged.get("num_attention_heads"), merged.get(shared)
-        if overrides and isinstance(heads, int) and isinstance(parts, int) and parts and heads % parts:
-            raise ValueError(f"num_attention_heads={heads} is not a multiple of {shared}={parts}.")
-    return merged
-
-
-def _head_dim(config: dict) -> float:
-    """Width of an attention head by the names that the libraries have for it; 0 if they are others."""
-    for key in ("attention_head_dim", "head_dim", "d_kv"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    for width, heads in (("hidden_size", "num_attention_heads"), ("n_embd", "n_head")):
-        if isinstance(config.get(width), int) and isinstance(config.get(heads), int) and config[heads]:
-            return config[width] / config[heads]
-    return 0
-
-
-def sizes_of(config: dict) -> dict[str, int]:
-    """What in a config may be a size."""
-    return {key: value for key, value in config.items() if type(value) is int and not key.endswith("_id")}
-
-
-def _check_size(key: str, value: object, old: object) -> None:
-    if isinstance(old, list) and isinstance(value, list | tuple):
-        if len(value) <= _MAX_COUNT and all(type(item) is int and item >= 0 for item in (*value, *old)):
-            return
-    elif type(old) is int or old is None:
-        if type(value) is int and value > 0 or old is value is None:
-            return
-    elif value == old:
-        return
-    kind = "a positive integer" if type(old) is int or old is None else "left as it is or a list like it"
-    raise ValueError(f"{key}={value!r} must be {kind}: it is {old!r} in the learngene, and only sizes can change.")
-
-
 def num_labels(architecture: str, config: dict) -> int | None:
     """How many classes a model has labels for, without the null class; None if it has no labels."""
     return config.get(_LABEL_COUNT) if architecture == _LABELLED else None
@@ -222,37 +211,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
             if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
                 tensors[f"{path}.{name}" if path else name] = buffer
     return tensors
-
-
-def depth_key(config: dict) -> str:
-    """The config key that says how many blocks there are.
-
-    Raises:
-        ValueError: the config has none by a known name.
-    """
-    for key in ("num_layers", "num_hidden_layers", "n_layer"):
-        if key in config:
-            return key
-    raise ValueError(f"this config names its depth in another way: {sorted(config)}.")
-
-
-def width_overrides(config: dict, heads: int) -> dict:
-    """Config overrides for a width of that many heads of the same head dimension; empty for the width as it is.
-
-    Understands both ways of saying a width: heads x attention_head_dim (diffusers), and hidden_size with its
-    intermediate_size (transformers).
-    """
-    old = config["num_attention_heads"]
-    if heads == old:
-        return {}
-    scaled = ("hidden_size", "intermediate_size", "num_key_value_heads")
-    sizes = {key: config[key] * heads // old for key in scaled if isinstance(config.get(key), int)}
-    return {"num_attention_heads": heads, **sizes}
-
-
-def size_overrides(config: dict, depth: int, heads: int) -> dict:
-    """Config overrides for a depth and a width of that many heads."""
-    return {depth_key(config): depth, **width_overrides(config, heads)}
 
 
 def enable_gradient_checkpointing_(model: Any) -> None:

@@ -294,6 +294,20 @@ def test_sigma_init(method, how):
         one.descend(sigma_init="linar", **overrides)
 
 
+@each_method
+def test_a_descendant_is_its_seeds_alone(method):
+    """Whatever was drawn before; nor does it change what is drawn next. It comes in eval mode."""
+    one, models, state = learngene("dit", method), [], torch.get_rng_state()
+    for seed in (0, 0, 1):
+        models.append(one.descend(sigma_init="random", seed=seed, num_layers=5))
+        assert torch.equal(torch.get_rng_state(), state) and not any(m.training for m in models[-1].modules())
+        torch.rand(1)
+        state = torch.get_rng_state()
+    first, again, other = (model.state_dict() for model in models)
+    assert all(torch.equal(first[key], value) for key, value in again.items())
+    assert any(not torch.equal(first[key], value) for key, value in other.items())
+
+
 # ---------------------------------------------------------------------------------------------- what it is made of
 
 
@@ -510,7 +524,11 @@ def test_sizes_that_are_refused(overrides, message, use):
     ("name", "overrides", "message"),
     [
         ("bert", {"hidden_size": 18}, "heads of 9 instead of 8"),
-        ("vit", {"num_attention_heads": 3}, "heads of 5.33333 instead of 8"),
+        (
+            "vit",
+            {"num_attention_heads": 3},
+            "hidden_size=16 with num_attention_heads=3 makes no whole attention heads",
+        ),
         ("gpt2", {"n_embd": 20}, "heads of 10 instead of 8"),
         ("llama", {"num_attention_heads": 3, "hidden_size": 24}, "not a multiple of num_key_value_heads=2"),
         ("flux", {"num_single_layers": 1}, "'single_transformer_blocks' would have fewer than two blocks"),

@@ -399,7 +399,7 @@ def test_models_without_labels(name, tmp_path):
         ({"num_layers": 5}, "would change the size, but layers share nothing in KIND"),
         ({"num_attention_heads": 1}, "would change the size, but layers share nothing in KIND"),
         ({"num_layers": 5, "classes": [1]}, "would change the size"),
-        ({"num_embeds_ada_norm": 11}, "would change the size"),
+        ({"num_embeds_ada_norm": 11}, "only depth and width can change"),
         ({"layers": 3}, "no config key 'layers'"),
         ({"sigma_init": "random"}, "sigma_init='random': this learngene has one depth"),
     ],

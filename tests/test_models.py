@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models as data: what goes into a config, what comes out of one, and what a config may not do."""
 
+import random
 import time
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from ancestries import ARCHITECTURES, ancestry, depth, width
+from ancestries import ARCHITECTURES, ancestry
 from diffusers_learngene.models import (
     check_config,
-    depth_key,
     empty_model,
     enable_gradient_checkpointing_,
     model_class,
     model_config,
     new_model,
-    override_config,
-    size_overrides,
     tensors_of,
-    width_overrides,
 )
 from models import MODELS
 
@@ -104,6 +102,18 @@ def test_only_public_model_classes(name):
         ({"num_attention_heads": 10**30}, "num_attention_heads"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers"),
         ({"block_out_channels": [1] * 5000}, "block_out_channels"),
+        ({"num_attention_heads": 2**31}, "num_attention_heads"),
+        ({"hidden_size": 2**31}, "hidden_size"),
+        ({"hidden_size": -1}, "hidden_size"),
+        ({"vocab_size": 2**30}, "vocab_size"),
+        ({"max_position_embeddings": 2**31}, "max_position_embeddings"),
+        ({"sample_size": 2**31}, "sample_size"),
+        ({"image_size": [16, 2**20]}, "image_size"),
+        ({"window_size": -4}, "window_size"),
+        ({"num_layers": True}, "num_layers"),
+        ({"num_layers": 2.5}, "num_layers"),
+        ({"depths": [2, -1]}, "depths"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
     ],
 )
 def test_configs_that_are_refused(change, named):
@@ -139,78 +149,11 @@ def test_configs_of_real_models_are_not_refused(name):
 )
 def test_impossible_models_are_refused_before_there_is_memory_for_them(architecture, config):
     start = time.process_time()
-    with pytest.raises(ValueError, match=f"{architecture} cannot be built from this config"):
+    with pytest.raises(
+        ValueError, match=f"{architecture} cannot be built from this config|base_config: .* is out of range"
+    ):
         empty_model(architecture, config)
     assert time.process_time() - start < 5
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_overrides_are_the_configs_own_keys(name):
-    model = ancestry(name).model
-    config = model_config(model)
-    for overrides in ({}, depth(name, 4), width(name, 2), {**depth(name, 2), **width(name, 0.5)}):
-        assert override_config(type(model).__name__, config, overrides) == {**config, **overrides}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"layers": 3}, r"no config key 'layers'. Its sizes are: .*hidden_size.*num_hidden_layers"),
-        ({"num_hidden_layers": 0}, r"num_hidden_layers=0 must be a positive integer"),
-        ({"num_hidden_layers": -1}, r"num_hidden_layers=-1"),
-        ({"num_hidden_layers": 2.0}, r"num_hidden_layers=2\.0"),
-        ({"num_hidden_layers": True}, r"num_hidden_layers=True"),
-        ({"num_hidden_layers": "2"}, r"num_hidden_layers='2'"),
-        ({"num_hidden_layers": None}, r"num_hidden_layers=None"),
-        ({"num_hidden_layers": [2]}, r"num_hidden_layers=\[2\]"),
-        ({"hidden_act": "relu"}, r"hidden_act='relu' must be left as it is"),
-        ({"is_decoder": True}, r"is_decoder=True must be left"),
-        ({"hidden_size": 20}, r"heads of 10 instead of 8"),
-        ({"hidden_size": 17}, r"heads of 8\.5 instead of 8"),
-        ({"num_attention_heads": 4}, r"heads of 4 instead of 8"),
-    ],
-)
-def test_overrides_that_are_no_sizes(overrides, message):
-    with pytest.raises(ValueError, match=message):
-        override_config("BertModel", {**BERT, "hidden_act": "gelu", "is_decoder": False, "pad_token_id": 0}, overrides)
-
-
-@pytest.mark.parametrize(
-    ("config", "overrides", "message"),
-    [
-        (DIT, {"attention_head_dim": 4}, "heads of 4 instead of 8"),
-        ({"n_embd": 16, "n_head": 2}, {"n_head": 4}, "heads of 4 instead of 8"),
-        ({"num_attention_heads": 4, "num_key_value_heads": 2}, {"num_attention_heads": 3}, "num_key_value_heads=2"),
-        ({"depths": [2, 2]}, {"depths": [2, -1]}, "depths"),
-        ({"depths": [2, 2]}, {"depths": 2}, "depths"),
-    ],
-)
-def test_heads_stay_whole(config, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        override_config("Model", config, overrides)
-
-
-@pytest.mark.parametrize(
-    ("config", "overrides"),
-    [
-        ({"num_key_value_heads": None, "n_inner": None}, {"n_inner": 5}),
-        ({"depths": [2, 2]}, {"depths": [2, 2, 6]}),
-        ({"depths": [2, 2]}, {"depths": (1, 0)}),
-        ({"hidden_size": 16, "num_attention_heads": 2, "head_dim": 8}, {"num_attention_heads": 3, "hidden_size": 20}),
-    ],
-)
-def test_sizes_of_other_kinds(config, overrides):
-    assert override_config("Model", config, overrides) == {**config, **overrides}
-
-
-def test_depth_and_heads():
-    assert size_overrides(DIT, 6, 4) == {"num_layers": 6, "num_attention_heads": 4}
-    assert size_overrides(DIT, 6, 2) == {"num_layers": 6}
-    expected = {"num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
-    assert width_overrides(BERT, 4) == expected
-    assert depth_key({"n_layer": 3}) == "n_layer"
-    with pytest.raises(ValueError, match="depth"):
-        depth_key({"blocks": 3})
 
 
 @pytest.mark.parametrize("name", ["dit", "vit"])
@@ -235,3 +178,12 @@ def test_tensors_are_named_once_and_buffers_only_if_they_are_saved():
     assert "transformer.wte.weight" in tensors_of(gpt2) and "lm_head.weight" not in tensors_of(gpt2)
     assert "pos_embed.pos_embed" in tensors_of(sd3) and "pos_embed.pos_embed" not in tensors_of(dit)
     assert set(tensors_of(sd3)) == set(sd3.state_dict())
+
+
+@pytest.mark.parametrize("name", ["dit", "vit"])
+def test_random_states_are_left_alone(name):
+    model = ancestry(name).model
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    empty_model(type(model).__name__, model_config(model))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ..dit import create_dit
-from ..models import model_config, new_model, override_config
+from ..models import model_config, new_model
+from ..sizes import override_config
 
 
 def scratch(ancestry: nn.Module, overrides: dict, *, seed: int = 0) -> nn.Module:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..functional.resize import relative_layers
 from ..layout import layout_of, stack, unstack
-from ..models import empty_model, model_config, override_config, prepare_ancestry_
+from ..models import empty_model, model_config, prepare_ancestry_
+from ..sizes import override_config
 
 
 def selection(ancestry: nn.Module, overrides: dict, *, gain: float = 1.0) -> nn.Module:

@@ -17,7 +17,8 @@ from torch import nn
 from ..functional.resize import DepthInit
 from ..initializers import scratch, selection
 from ..learngene import Learngene
-from ..models import depth_key, model_config
+from ..models import model_config
+from ..sizes import depth_key
 from .loop import TrainingOptions
 from .tasks import Task
 from .trials import History, Trials, evaluation_steps

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layout import unstack
 from ..learngene import Learngene
-from ..models import empty_model, model_config, override_config
+from ..models import empty_model, model_config
+from ..sizes import override_config
 from .checkpoints import digest
 from .loop import TrainingOptions, train
 from .sampler import seeded_generator

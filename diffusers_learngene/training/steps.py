@@ -10,7 +10,8 @@ from torch import nn
 
 from ..files import hub_id
 from ..learngene import Learngene
-from ..models import depth_key, enable_gradient_checkpointing_, model_config, size_overrides, width_overrides
+from ..models import enable_gradient_checkpointing_, model_config
+from ..sizes import depth_key, size_overrides, width_overrides
 from .arguments import training_options
 from .comparison import Comparison
 from .loop import train
