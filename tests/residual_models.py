@@ -55,7 +55,7 @@ def _gptj() -> Tiny:
 
 def _t5() -> Tiny:
     model = T5Model(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2))
-    return Tiny(model, {"input_ids": ids(40, 2, 6), "decoder_input_ids": ids(40, 2, 5)})
+    return Tiny(model, {"input_ids": ids(40, 2, 6), "decoder_input_ids": ids(40, 2, 5), "use_cache": False})
 
 
 def _swinv2() -> Tiny:
@@ -75,16 +75,16 @@ def _hunyuandit() -> Tiny:
         hidden_size=16,
         num_layers=4,
         cross_attention_dim=12,
-        cross_attention_dim_t5=12,
+        cross_attention_dim_t5=16,
         pooled_projection_dim=12,
         text_len=4,
         text_len_t5=4,
     )
     inputs = {
-        "timestep": torch.tensor([3, 500]),
+        "timestep": torch.tensor([3.0, 500.0]),
         "encoder_hidden_states": noise(2, 4, 12),
         "text_embedding_mask": torch.ones(2, 4, dtype=torch.long),
-        "encoder_hidden_states_t5": noise(2, 4, 12),
+        "encoder_hidden_states_t5": noise(2, 4, 16),
         "text_embedding_mask_t5": torch.ones(2, 4, dtype=torch.long),
         "image_meta_size": torch.full((2, 6), 8.0),
         "style": torch.zeros(2, dtype=torch.long),
