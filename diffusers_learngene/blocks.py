@@ -2,7 +2,8 @@
 """Finds the repeated blocks of any diffusers / transformers model, the roles in them, and the groups that share.
 
     stack     a list of blocks that repeat: an outermost ModuleList / Sequential of which two children of one class
-              hold a matrix of the same role and shape (DiT has one stack, Flux two, Lumina2 three, Swin one a stage)
+              have half of their matrices or more in common, by role and shape (DiT has one stack, Flux two, Lumina2
+              three, Swin one a stage)
     matrix    a weight that is one matrix: nn.Linear, transformers' Conv1D, 1x1 nn.Conv2d
     role      the path of a matrix inside its block ("attn1.to_q")
     group     the matrices that share one bank: one role and shape over the layers of a stack. q, k and v are rows of
@@ -33,8 +34,9 @@ QKV_FAMILIES = (
 )
 
 
-# torch reads the weights of its fused attention past the modules; PEFT's wrapper holds several copies of one module.
-_OPAQUE = (nn.MultiheadAttention, AuxiliaryTrainingWrapper)
+# torch reads the weights of its fused attention, and of its fused layer when not in training, past the modules;
+# PEFT's wrapper holds several copies of one module.
+_OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, AuxiliaryTrainingWrapper)
 
 
 @dataclass(frozen=True)
@@ -124,22 +126,26 @@ def find_stacks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _repeats(blocks: nn.Module) -> bool:
-    seen: Counter = Counter()
+    seen: dict[type, set[frozenset]] = {}
     for block in blocks.children():
-        if matrix_shape(block) is None:
-            seen.update({(type(block), role, shape) for role, shape in _block_matrices(block)})
-    return any(count > 1 for count in seen.values())
+        own = frozenset(_block_matrices(block)) if matrix_shape(block) is None else frozenset()
+        others = seen.setdefault(type(block), set())
+        if own and any(2 * len(own & other) >= min(len(own), len(other)) for other in others):
+            return True
+        if own:
+            others.add(own)
+    return False
 
 
 def _block_matrices(block: nn.Module, path: str = "") -> list[tuple[str, tuple[int, int]]]:
     """(role, shape) of the matrices below a block, in order, without embedders and `_OPAQUE`."""
     found = []
-    for name, child in block.named_children():
+    for name, child in block.named_children() if not isinstance(block, _OPAQUE) else ():
         role = f"{path}.{name}" if path else name
         shape = matrix_shape(child)
         if shape is not None:
             found.append((role, shape))
-        elif not type(child).__module__.endswith("embeddings") and not isinstance(child, _OPAQUE):
+        elif not type(child).__module__.endswith("embeddings"):
             found += _block_matrices(child, role)
     return found
 
@@ -153,8 +159,8 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
     stacks = find_stacks(model)
     if not stacks:
         raise ValueError(
-            f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks hold a matrix of the "
-            "same role and shape), so there is nothing that its layers could share."
+            f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks have half of their "
+            "matrices in common, by role and shape), so there is nothing that its layers could share."
         )
     owners = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     return [
@@ -219,30 +225,3 @@ def default_targets(model: nn.Module) -> list[str]:
     endings = tuple("." + role for role in roles)
     matched = {name for name, _ in model.named_modules() if name in roles or name.endswith(endings)}
     return roles if matched == set(names) else names
-
-
-def residual_outputs(model: nn.Module) -> set[str]:
-    """Names of the matrices that end a residual branch: attention's and the FFN's output projections.
-
-    Read off the shapes: a matrix writes to the residual stream if its output is as wide as what q, k, v (or the first
-    matrix of a block) read, it is not itself q, k or v, and it comes from another width, or belongs to attention, or
-    is the last matrix of its branch.
-    """
-    attention = {name for family in QKV_FAMILIES for name in family}
-    outputs = set()
-    blocks: dict[tuple[str, int], list[Matrix]] = {}
-    for matrix in find_matrices(model):
-        blocks.setdefault((matrix.stack, matrix.layer), []).append(matrix)
-    for matrices in blocks.values():
-        heads = [m for m in matrices if m.role.rpartition(".")[2] in attention]
-        width = (heads or matrices)[0].shape[1]
-        branches = {m.role.split(".")[0] for m in heads}
-        last = {m.role.split(".")[0]: m for m in matrices}
-        outputs |= {
-            m.name
-            for m in matrices
-            if m.shape[0] == width
-            and m not in heads
-            and (m.shape[1] != width or m.role.split(".")[0] in branches or last[m.role.split(".")[0]] is m)
-        }
-    return outputs

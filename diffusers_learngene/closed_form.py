@@ -21,8 +21,11 @@ KIND has but "fit", where every layer is its own SVD. (The paper takes that of u
 """
 
 import copy
+import warnings
 
 import torch
+from diffusers.models.embeddings import Timesteps
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
@@ -33,6 +36,7 @@ from .layout import Entry, Layout, layout_of, match, stack
 from .method import Bank, Start
 from .methods import method_of
 from .models import tensors_of
+from .tracing import uncalled_modules
 from .tuners.base_config import LearngeneConfig, check_choice
 
 
@@ -67,7 +71,7 @@ def closed_form(
         )
     config = copy.copy(config)
     config.mode = "generate"
-    groups = _target_groups(model, config)
+    groups = target_groups(model, config)
     sizes = {group.key: list(config.size_of(group)) for group in groups}
     layout = layout_of(model, sizes, method)
     tensors, init = tensors_of(model), {}
@@ -109,12 +113,23 @@ def closed_form(
 
 
 def check_ancestry(model: nn.Module) -> None:
-    """Raise a ValueError if a model is PEFT-wrapped or quantised, or holds NaN or infinity."""
+    """Raise a ValueError if a model is PEFT-wrapped or quantised, or holds NaN or infinity.
+
+    Warn of a DiT with other timestep frequencies than its config makes (`dit.set_frequency_shift_`).
+    """
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
     for name, tensor in tensors_of(model).items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
+    if isinstance(model, DiTTransformer2DModel):
+        shifts = {module.downscale_freq_shift for module in model.modules() if isinstance(module, Timesteps)}
+        if shifts != {1}:
+            warnings.warn(
+                f"the model has timestep frequencies of shift {sorted(shifts)}, which no config records: its "
+                "descendants have shift 1. Call set_frequency_shift_ on each of them.",
+                stacklevel=3,
+            )
 
 
 def check_layout(layout: Layout, made: Layout) -> None:
@@ -139,8 +154,11 @@ def _check_init(layout: Layout, tensors: dict[str, Tensor], init: dict[str, Tens
         )
 
 
-def _target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Group]:
-    """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again."""
+def target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Group]:
+    """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again.
+
+    A matrix that is read without its layer being called stays dense: a wrapper's forward would never run.
+    """
     if config.layers_to_transform is not None:
         raise ValueError(f"layers_to_transform={config.layers_to_transform}: a learngene is made of all layers.")
     if config.bias != "none" or config.modules_to_save:
@@ -148,7 +166,8 @@ def _target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Gro
             f"bias={config.bias!r}, modules_to_save={config.modules_to_save}: a learngene keeps whatever is not "
             "factored, biases included, and its descendants train the biases: leave both out."
         )
-    matrices = blocks.find_matrices(model)
+    uncalled = uncalled_modules(model)
+    matrices = [matrix for matrix in blocks.find_matrices(model) if matrix.name not in uncalled]
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         groups = blocks.group_matrices(matrices, config.share_qkv)

@@ -23,6 +23,7 @@ from . import blocks
 from .functional import resize
 from .method import Bank, Method
 from .models import tensors_of
+from .residual import residual_ends
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class Entry:
     scaler: str | None = None  # of a factored matrix: key of its scalers, another entry's if the two share them
     input_axis: int | None = None  # axis that is summed over, rescaled when the width changes
     output: bool = False  # ends a residual branch: scaled when the depth changes
+    added: float = 0.0  # of an output: what the model adds to it, so that the sum is what is scaled (1 + w)
     module: nn.Module | None = None  # the layer of a factored matrix, which knows how it stores W
+
+    def scaled(self, value: Tensor, gain: float) -> Tensor:
+        """Values of this entry, with residual branches multiplied by a gain."""
+        return value * gain + self.added * (gain - 1) if self.output else value
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def layout_of(model: nn.Module, group_keys: Collection[str] = (), method: Method
     stacks = blocks.find_stacks(model)
     depths = {stack: len(list(module.children())) for stack, module in stacks.items()}
     groups = _factored(model, group_keys)
-    outputs = blocks.residual_outputs(model)
+    ends = residual_ends(model)
     shared_ids = _shared_between_blocks(stacks)
 
     entries: dict[str, Entry] = {}
@@ -93,16 +99,16 @@ def layout_of(model: nn.Module, group_keys: Collection[str] = (), method: Method
             entries[f"shared.{name}"] = Entry(tuple(tensor.shape), {0: name}, input_axis=input_axis)
             continue
         stack, layer, path = place
-        output = attribute in ("weight", "bias") and module_path in outputs
+        output, added = name in ends, ends.get(name, 0.0)
         if attribute == "weight" and module_path in groups:
             matrix, group, offset = groups[module_path]
             key = _variant(f"scalers.{stack}.*.{matrix.role}", (matrix.shape, group), entries)
             first = next((k for k, e in entries.items() if e.group == group), key)
             scaler = first if method and method.shares_scaler else key
-            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, output, module)
+            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, output, module=module)
         else:
             key = _variant(f"layers.{stack}.*.{path}", (tuple(tensor.shape), None), entries)
-            entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis, output=output)
+            entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis, output=output, added=added)
         entries.setdefault(key, entry).names[layer] = name
         stack_of[key] = stack
     return Layout(entries, depths, stack_of, method)
@@ -223,9 +229,8 @@ def resize_tensors(
                 value = resize.resize_depth(value, len(entry.names), how)
             else:
                 value = value[_layer_index(key, source, target, origin, entry)]
-            if entry.output:
-                depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
-                value = value * resize.residual_gain(*depth)
+            depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
+            value = entry.scaled(value, resize.residual_gain(*depth))
         if origin.shape != entry.shape:
             if entry.group and source.method and bank:
                 value = source.method.resize_scaler(value, bank[entry.group], origin.shape, entry.shape, resized)

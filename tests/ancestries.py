@@ -52,7 +52,7 @@ WIDTH: dict[str, tuple[str, ...]] = {
     "t5": ("num_heads", "d_model", "d_ff"),
     "bert": _ENCODER,
 }
-# Where the residual branches of a block end.
+# The modules that end the residual branches of a block.
 _MMDIT = ("attn.to_out.0", "attn.to_add_out", "ff.net.2", "ff_context.net.2")
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "dit": ("attn1.to_out.0", "ff.net.2"),
@@ -60,7 +60,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "sd3": _MMDIT,
     "flux": (*_MMDIT, "proj_out"),
     "sana": ("attn1.to_out.0", "attn2.to_out.0", "ff.conv_point"),
-    "lumina2": ("attn.to_out.0", "feed_forward.linear_2"),
+    "lumina2": ("norm2", "ffn_norm2"),
     "vit": ("attention.o_proj", "mlp.fc2"),
     "deit": ("attention.o_proj", "mlp.fc2"),
     "gpt2": ("attn.c_proj", "mlp.c_proj"),

@@ -112,24 +112,24 @@ class ConvNet(nn.Module):
         return self.shortcut(x)
 
 
-def _noise(*shape: int) -> Tensor:
+def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def _ids(high: int, *shape: int) -> Tensor:
+def ids(high: int, *shape: int) -> Tensor:
     return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(high))
 
 
 def _mlp() -> Tiny:
-    return Tiny(MLP(nn.Linear), {"x": _noise(2, 5, 20)})
+    return Tiny(MLP(nn.Linear), {"x": noise(2, 5, 20)})
 
 
 def _conv1d() -> Tiny:
-    return Tiny(MLP(lambda inputs, outputs: Conv1D(outputs, inputs)), {"x": _noise(2, 5, 20)})
+    return Tiny(MLP(lambda inputs, outputs: Conv1D(outputs, inputs)), {"x": noise(2, 5, 20)})
 
 
 def _conv2d() -> Tiny:
-    return Tiny(ConvNet(), {"x": _noise(2, 20, 4, 4)})
+    return Tiny(ConvNet(), {"x": noise(2, 20, 4, 4)})
 
 
 def _dit() -> Tiny:
@@ -144,7 +144,7 @@ def _dit() -> Tiny:
         patch_size=2,
     )
     inputs = {"timestep": torch.tensor([3, 500]), "class_labels": torch.tensor([1, 7])}
-    return Tiny(model, {"hidden_states": _noise(2, 4, 8, 8), **inputs})
+    return Tiny(model, {"hidden_states": noise(2, 4, 8, 8), **inputs})
 
 
 def _pixart() -> Tiny:
@@ -159,9 +159,9 @@ def _pixart() -> Tiny:
         caption_channels=12,
         use_additional_conditions=False,
     )
-    inputs = {"encoder_hidden_states": _noise(2, 3, 12), "timestep": torch.tensor([3, 500])}
+    inputs = {"encoder_hidden_states": noise(2, 3, 12), "timestep": torch.tensor([3, 500])}
     inputs["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
-    return Tiny(model, {"hidden_states": _noise(2, 4, 8, 8), **inputs})
+    return Tiny(model, {"hidden_states": noise(2, 4, 8, 8), **inputs})
 
 
 def _sd3() -> Tiny:
@@ -178,8 +178,8 @@ def _sd3() -> Tiny:
         pooled_projection_dim=10,
         pos_embed_max_size=8,
     )
-    inputs = {"encoder_hidden_states": _noise(2, 3, 12), "pooled_projections": _noise(2, 10)}
-    return Tiny(model, {"hidden_states": _noise(2, 4, 8, 8), "timestep": torch.tensor([3.0, 500.0]), **inputs})
+    inputs = {"encoder_hidden_states": noise(2, 3, 12), "pooled_projections": noise(2, 10)}
+    return Tiny(model, {"hidden_states": noise(2, 4, 8, 8), "timestep": torch.tensor([3.0, 500.0]), **inputs})
 
 
 def _flux() -> Tiny:
@@ -194,9 +194,9 @@ def _flux() -> Tiny:
         pooled_projection_dim=10,
         axes_dims_rope=(4, 4, 8),
     )
-    inputs = {"encoder_hidden_states": _noise(2, 3, 12), "pooled_projections": _noise(2, 10)}
-    ids = {"img_ids": _noise(16, 3), "txt_ids": torch.zeros(3, 3)}
-    return Tiny(model, {"hidden_states": _noise(2, 16, 4), "timestep": torch.tensor([0.1, 0.5]), **inputs, **ids})
+    inputs = {"encoder_hidden_states": noise(2, 3, 12), "pooled_projections": noise(2, 10)}
+    ids = {"img_ids": noise(16, 3), "txt_ids": torch.zeros(3, 3)}
+    return Tiny(model, {"hidden_states": noise(2, 16, 4), "timestep": torch.tensor([0.1, 0.5]), **inputs, **ids})
 
 
 def _sana() -> Tiny:
@@ -213,8 +213,8 @@ def _sana() -> Tiny:
         sample_size=8,
         patch_size=1,
     )
-    inputs = {"encoder_hidden_states": _noise(2, 3, 12), "timestep": torch.tensor([3, 500])}
-    return Tiny(model, {"hidden_states": _noise(2, 4, 8, 8), **inputs})
+    inputs = {"encoder_hidden_states": noise(2, 3, 12), "timestep": torch.tensor([3, 500])}
+    return Tiny(model, {"hidden_states": noise(2, 4, 8, 8), **inputs})
 
 
 def _lumina2() -> Tiny:
@@ -231,8 +231,8 @@ def _lumina2() -> Tiny:
         axes_lens=(16, 16, 16),
         cap_feat_dim=12,
     )
-    inputs = {"encoder_hidden_states": _noise(2, 3, 12), "encoder_attention_mask": torch.ones(2, 3, dtype=torch.bool)}
-    return Tiny(model, {"hidden_states": _noise(2, 4, 8, 8), "timestep": torch.tensor([0.1, 0.5]), **inputs})
+    inputs = {"encoder_hidden_states": noise(2, 3, 12), "encoder_attention_mask": torch.ones(2, 3, dtype=torch.bool)}
+    return Tiny(model, {"hidden_states": noise(2, 4, 8, 8), "timestep": torch.tensor([0.1, 0.5]), **inputs})
 
 
 _VIT: dict[str, Any] = {
@@ -246,16 +246,16 @@ _VIT: dict[str, Any] = {
 
 
 def _vit() -> Tiny:
-    return Tiny(ViTForImageClassification(ViTConfig(**_VIT, num_labels=5)), {"pixel_values": _noise(2, 3, 8, 8)})
+    return Tiny(ViTForImageClassification(ViTConfig(**_VIT, num_labels=5)), {"pixel_values": noise(2, 3, 8, 8)})
 
 
 def _deit() -> Tiny:
-    return Tiny(DeiTModel(DeiTConfig(**_VIT), add_pooling_layer=False), {"pixel_values": _noise(2, 3, 8, 8)})
+    return Tiny(DeiTModel(DeiTConfig(**_VIT), add_pooling_layer=False), {"pixel_values": noise(2, 3, 8, 8)})
 
 
 def _gpt2() -> Tiny:
     config = GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0)
-    return Tiny(GPT2LMHeadModel(config), {"input_ids": _ids(40, 2, 6)})
+    return Tiny(GPT2LMHeadModel(config), {"input_ids": ids(40, 2, 6)})
 
 
 def _llama() -> Tiny:
@@ -268,12 +268,12 @@ def _llama() -> Tiny:
         num_key_value_heads=2,
         max_position_embeddings=16,
     )
-    return Tiny(LlamaForCausalLM(config), {"input_ids": _ids(40, 2, 6)})
+    return Tiny(LlamaForCausalLM(config), {"input_ids": ids(40, 2, 6)})
 
 
 def _t5() -> Tiny:
     config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2)
-    return Tiny(T5EncoderModel(config), {"input_ids": _ids(40, 2, 6)})
+    return Tiny(T5EncoderModel(config), {"input_ids": ids(40, 2, 6)})
 
 
 _FACTORIES: dict[str, Callable[[], Tiny]] = {
@@ -294,7 +294,7 @@ _FACTORIES: dict[str, Callable[[], Tiny]] = {
 }
 
 
-def _seeded(factory: Callable[[], Tiny]) -> Callable[[], Tiny]:
+def seeded(factory: Callable[[], Tiny]) -> Callable[[], Tiny]:
     def make(seed: int = 0) -> Tiny:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -305,4 +305,4 @@ def _seeded(factory: Callable[[], Tiny]) -> Callable[[], Tiny]:
     return make
 
 
-MODELS: dict[str, Callable[..., Tiny]] = {name: _seeded(factory) for name, factory in _FACTORIES.items()}
+MODELS: dict[str, Callable[..., Tiny]] = {name: seeded(factory) for name, factory in _FACTORIES.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is found in the models: stacks, matrices, groups, the ends of residual branches."""
+"""What is found in the models: stacks, matrices, groups."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ancestries import ARCHITECTURES, OUTPUTS, ancestry, depth, stock
+from ancestries import ARCHITECTURES, ancestry, depth, stock
 from diffusers_learngene import WAVEConfig
 from diffusers_learngene.blocks import (
     default_targets,
@@ -18,7 +18,6 @@ from diffusers_learngene.blocks import (
     group_modules,
     matrix_shape,
     matrix_to_weight,
-    residual_outputs,
     weight_to_matrix,
 )
 from models import MODELS
@@ -167,14 +166,6 @@ def test_stacks_and_groups(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_residual_outputs(name):
-    model = ancestry(name).model
-    roles = {(matrix.stack, matrix.role) for matrix in find_matrices(model) if matrix.role in OUTPUTS[name]}
-    found = residual_outputs(model)
-    assert {(m.stack, m.role) for m in find_matrices(model) if m.name in found} == roles and found
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_targets_are_what_recurs(name):
     """As suffixes or in full, PEFT finds the matrices of the groups of two layers or more, and no others."""
     model = ancestry(name).model
@@ -194,7 +185,7 @@ def test_wrapped_models_have_the_same_groups(name, kind):
     config = LoraConfig(target_modules=targets) if kind == "lora" else WAVEConfig(mode=kind)
     wrapped = get_peft_model(model, config).get_base_model()
     assert described(group_matrices(find_matrices(wrapped))) == plain
-    assert default_targets(wrapped) == targets and residual_outputs(wrapped) == residual_outputs(ancestry(name).model)
+    assert default_targets(wrapped) == targets
 
 
 def test_without_sharing_q_k_and_v_are_groups_of_their_own():
@@ -227,7 +218,7 @@ def test_modules_in_no_stack_are_groups_of_their_own():
 
 
 @pytest.mark.parametrize("name", ["dit", "flux", "vit"])
-@pytest.mark.parametrize("search", [find_matrices, default_targets, residual_outputs])
+@pytest.mark.parametrize("search", [find_matrices, default_targets])
 def test_a_model_of_one_block_repeats_nothing(name, search):
     one = stock(ancestry(name).model, **depth(name, 1))
     assert find_stacks(one) == {}

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
+from diffusers_learngene.closed_form import check_ancestry
 from diffusers_learngene.dit import (
     DIT_SIZES,
     create_dit,
@@ -183,3 +185,11 @@ def test_drop_labels_draws_once_per_sample():
     assert torch.equal(drop_labels(labels, 0, 10), labels) and (drop_labels(labels, 1, 10) == 10).all()
     with pytest.raises(ValueError, match=r"probability=1\.5"):
         drop_labels(labels, 1.5, 10)
+
+
+def test_condensing_warns_of_frequencies_that_no_config_records():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_ancestry(create_dit(**CONFIG))
+    with pytest.warns(UserWarning, match=r"shift \[0\], .* Call set_frequency_shift_"):
+        check_ancestry(set_frequency_shift_(create_dit(**CONFIG), 0))
