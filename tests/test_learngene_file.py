@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
