@@ -8,24 +8,31 @@ renames first, too. So a process killed at any moment leaves the last good check
 with `tmp-` never count.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import SAFE_WEIGHTS_NAME
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
 
 
 __all__ = [
     "check_signature",
     "damaged",
+    "describe_samples",
+    "digest",
     "finish",
     "list_checkpoints",
     "load_checkpoint",
@@ -35,6 +42,8 @@ __all__ = [
 
 STATE_FILE = "trainer_state.json"
 EMA_FILE = "ema.safetensors"
+
+MAX_DIGESTED = 2048  # samples of a data set
 
 
 def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -139,7 +148,7 @@ def _discard(path: Path) -> None:
 def load_checkpoint(
     accelerator: Accelerator,
     path: Path,
-    signature: dict[str, Any],
+    signature: Mapping[str, Any],
     names: Sequence[str],
     *,
     ema: EMAModel | None = None,
@@ -178,12 +187,57 @@ def load_checkpoint(
 
 def check_signature(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ValueError that names what is set now and was set otherwise when the checkpoint was written."""
-    if changed := {key: (then.get(key), value) for key, value in now.items() if then.get(key) != value}:
-        changes = ", ".join(f"{key}={value!r} (there {before!r})" for key, (before, value) in changed.items())
+    before, after = _leaves(then), _leaves(now)
+    if changed := [key for key in {**after, **before} if before.get(key) != after.get(key)]:
+        changes = ", ".join(f"{key}={after.get(key)!r} (there {before.get(key)!r})" for key in changed)
         raise ValueError(
             f"resume_from_checkpoint={str(path)!r} is of a training with other settings than {changes}: give the same "
-            "ones, or start anew in another output_dir."
+            f"ones, start anew in another output_dir, or delete {str(path.parent)!r} to do this part of it anew."
         )
+
+
+def _leaves(signature: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by name, those of dicts as "dict.key", and as JSON gives them back."""
+    found: dict[str, Any] = {}
+    for key, value in signature.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return found
+
+
+def digest(values: Iterable[tuple[str, Any]]) -> str:
+    """A short text that changes with any name, and any tensor's dtype, shape or bytes, but not with their order.
+
+    It takes a second per gigabyte.
+
+    Args:
+        values: by name, such as `state_dict().items()`: tensors and arrays on any device, and of other things what
+            `repr` shows.
+    """
+    parts = []
+    for name, value in values:
+        tensor = torch.as_tensor(value) if isinstance(value, Tensor | np.ndarray) else None
+        head = repr(value) if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+        part = hashlib.sha256(repr((name, head)).encode())
+        if tensor is not None:
+            part.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        parts.append(part.digest())
+    return hashlib.sha256(b"".join(sorted(parts))).hexdigest()[:16]
+
+
+def describe_samples(dataset: Dataset[Any]) -> dict[str, Any]:
+    """For a signature: how many samples a data set of dicts has, their shapes, and a digest of them.
+
+    Of more than 2,048, the digest is that of so many, evenly spread, because decoding those takes seconds already.
+    """
+    length = len(dataset)  # type: ignore[arg-type]
+    count = min(length, MAX_DIGESTED)
+    chosen = [index * length // count for index in range(count)]
+    shapes = {key: list(getattr(value, "shape", ())) for i in chosen[:1] for key, value in dataset[i].items()}
+    content = digest((f"{i} {key}", value) for i in chosen for key, value in dataset[i].items())
+    return {"samples": length, "shapes": shapes, "digest": content}
 
 
 def damaged(path: Path, error: Exception) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classification task: a ViT on images by class."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
 
+from .checkpoints import describe_samples
 from .data import ImageClasses
 from .tasks import Call, check_patch_size, first_line
 
@@ -89,6 +91,18 @@ class ClassificationTask:
                 "the model takes {} channels of {} pixels and knows {} classes; ".format(*found)
                 + "the data have {} channels of {} pixels and {} classes.".format(*given)
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"validation": self._validation}
+
+    @property
+    def distillation_settings(self) -> dict[str, Any]:
+        return {**self.settings, "alpha": self.alpha, "tau": self.tau}
+
+    @cached_property
+    def _validation(self) -> dict[str, Any]:
+        return describe_samples(self.data.validation)
 
     def loss(self, model: Call, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         return F.cross_entropy(model(pixel_values=batch["images"]).logits.float(), batch["labels"])

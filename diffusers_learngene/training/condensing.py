@@ -9,6 +9,7 @@ trained already (compare slimmable and once-for-all networks, which keep the ful
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layout import unstack
 from ..learngene import Learngene
-from ..models import empty_model, override_config
+from ..models import empty_model, model_config, override_config
+from .checkpoints import digest
 from .loop import TrainingOptions, train
 from .sampler import seeded_generator
 from .tasks import Task
@@ -181,8 +183,18 @@ def distil(
         output_dir=f"{output_dir}/checkpoints/condense",
         name="condense",
         param_groups=elastic.param_groups(options.learning_rate, scaler_learning_rate),
+        signature={
+            "task": task.distillation_settings if ancestry is not None else task.settings,
+            "sizes": list(sizes),
+            "ancestry": None if ancestry is None else _describe(ancestry),
+            "learngene": asdict(replace(learngene.config, ancestry=None)),
+        },
     )
     learngene = elastic.learngene()
     if accelerator.is_main_process:
         learngene.save_pretrained(f"{output_dir}/learngene")
     return learngene
+
+
+def _describe(teacher: nn.Module) -> dict[str, Any]:
+    return {"weights": digest(teacher.state_dict().items()), "config": model_config(teacher)}

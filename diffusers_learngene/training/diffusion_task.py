@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from ..dit import create_dit, drop_labels
 from ..metrics import load
 from ..metrics.features import classifier_features
+from .checkpoints import digest
 from .data import ImageClasses
 from .diffusion import ValidationBank, denoising_loss, draw_noise, noise_scheduler, predict_noise, sample
 from .latents import cache_latents, decode_latents
@@ -150,6 +151,22 @@ class DiffusionTask:
                 f"the data have {self.num_classes} classes, the model {model.config.num_embeds_ada_norm}."
             )
         self.num_classes = model.config.num_embeds_ada_norm  # its null class comes after all that it knows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "label_dropout": self.label_dropout,
+            "num_classes": self.num_classes,
+            "validation": self._validation_digest,
+        }
+
+    @property
+    def distillation_settings(self) -> dict[str, Any]:
+        return {**self.settings, "noise_weight": self.noise_weight}
+
+    @cached_property
+    def _validation_digest(self) -> str:
+        return digest((name, value) for name, value in vars(self.bank).items() if isinstance(value, Tensor))
 
     def loss(self, model: Call, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         return denoising_loss(

@@ -15,7 +15,7 @@ from .arguments import training_options
 from .comparison import Comparison
 from .loop import train
 from .run import publish_artefact
-from .tasks import Task
+from .tasks import Task, signature_of
 from .trials import Trials
 
 
@@ -79,6 +79,7 @@ def train_ancestry(accelerator: Accelerator, ancestry: Any, task: Task, args: Na
         ),
         output_dir=f"{args.output_dir}/checkpoints/ancestry",
         name="ancestry",
+        signature=signature_of(task, ancestry),
     )
     if accelerator.is_main_process:
         ancestry.save_pretrained(f"{args.output_dir}/models/ancestry")

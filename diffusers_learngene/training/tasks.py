@@ -9,11 +9,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..models import model_config
 
-__all__ = ["Call", "Task", "check_patch_size", "first_line"]
+
+__all__ = ["Call", "Task", "check_patch_size", "first_line", "signature_of"]
 
 Call = Callable[..., Any]
 
@@ -34,6 +37,14 @@ class Task(Protocol):
 
     train_data: Dataset[Any]
     class_names: list[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON data that decides what `loss` and `evaluate` compute, for the signature of a training."""
+
+    @property
+    def distillation_settings(self) -> dict[str, Any]:
+        """The same of `distillation_loss`, beside the teacher."""
 
     def check_model(self, model: nn.Module) -> None:
         """Raise a ValueError if a model cannot take the task's images or classes."""
@@ -57,3 +68,9 @@ class Task(Protocol):
 
     def frechet_distance(self, images: Tensor) -> float:
         """Distance of a set of images from the validation images."""
+
+
+def signature_of(task: Task, model: nn.Module) -> dict[str, Any]:
+    """What a model is trained for and what it is, for `loop.train`: its weights alone do not say how they are used."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {"task": task.settings, "model": model_config(base)}

@@ -14,7 +14,7 @@ from ..models import enable_gradient_checkpointing_
 from .loop import TrainingOptions, train
 from .plots import curves, image_grid
 from .report import format_cell, format_table, provenance, write_json
-from .tasks import Task
+from .tasks import Task, signature_of
 
 
 __all__ = ["GRID_COLUMNS", "Trials", "evaluation_steps"]
@@ -108,6 +108,7 @@ class Trials:
             param_groups=param_groups,
             evaluate=lambda step: task.evaluate(model),
             eval_steps=[step - offset for step in wanted if 0 <= step - offset <= steps],
+            signature=signature_of(task, model),
         )
         return {int(record["step"]) + offset: record for record in history if "val_loss" in record}
 

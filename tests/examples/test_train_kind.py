@@ -161,6 +161,35 @@ def test_the_learngene_descends(finished):
         torch.testing.assert_close(saved(image, **inputs).sample, merged(image, **inputs).sample)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, stage, named",
+    [
+        ("--base_classes 0 1 2 3 4 6 5", "pretrain-KIND", "data.digest="),
+        ("--class_groups groups.json", "pretrain-KIND", "starting_weights="),
+        ("--max_train_steps 6", "pretrain-KIND", "max_train_steps=6 (there 4)"),
+        ("--label_init null", "adapt-kind", "starting_weights="),
+        ("--images_per_novel_class 4", "adapt-kind", "data.samples="),
+        ("--sigma_learning_rate 0.2", "adapt-kind", "learning_rate=[0.1, 0.2] (there [0.1, 0.01])"),
+        ("--adapt_train_steps 6", "adapt-kind", "max_train_steps=6 (there 4)"),
+        ("--oft_learning_rate 0.5", "adapt-oft", "learning_rate=[0.5] (there [0.002])"),
+    ],
+    ids=lambda value: "",
+)
+def test_a_finished_run_is_not_taken_for_one_with_other_settings(
+    train_kind, finished, tmp_path, monkeypatch, arguments, stage, named
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Accelerator, "backward", None)
+    # As many groups as there are classes, so that all weights have the same shapes.
+    (tmp_path / "groups.json").write_text("[[0, 1], [1], [2], [3], [4], [5], [6]]")
+    folder = shutil.copytree(finished, tmp_path / "kind")
+    with pytest.raises(ValueError) as caught:
+        train_kind(*RATES, "--output_dir", folder, "--resume_from_checkpoint", "latest", *arguments.split())
+    assert f"/{stage}/checkpoint-" in str(caught.value) and named in str(caught.value)
+    assert results(folder) == results(finished)
+
+
 class PowerCut(Exception):
     """Not one of ours, and nobody catches it."""
 

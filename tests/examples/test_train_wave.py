@@ -17,6 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from diffusers_learngene import Learngene
 from diffusers_learngene.dit import create_dit
+from diffusers_learngene.training import data
 from diffusers_learngene.training.condensing import ElasticModel
 from diffusers_learngene.training.tracking import create_accelerator
 
@@ -192,6 +193,88 @@ def test_a_folder_of_another_run_is_refused(train_wave, finished):
     with pytest.raises(ValueError, match="other settings than seed=1"):
         train_wave("--output_dir", finished, "--seed", 1, "--resume_from_checkpoint", "latest")
     assert results(finished) == before
+
+
+@pytest.fixture
+def no_steps(monkeypatch):
+    """Any training ends the test."""
+    monkeypatch.setattr(Accelerator, "backward", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, stage, named",
+    [
+        ("--ancestry_train_steps 6", "ancestry", "max_train_steps=6 (there 4)"),
+        ("--ancestry_learning_rate 1e-3", "ancestry", "learning_rate=[0.001] (there [0.002])"),
+        ("--lr_scheduler linear", "ancestry", "lr_scheduler='linear' (there 'cosine')"),
+        ("--lr_scheduler constant", "ancestry", "max_train_steps=None (there 4)"),
+        ("--lr_warmup_steps 1", "ancestry", "lr_warmup_steps=1 (there 0)"),
+        ("--max_grad_norm 2", "ancestry", "max_grad_norm=2.0 (there 1.0)"),
+        ("--use_ema", "ancestry", "ema_decay=0.999 (there None)"),
+        ("--mixed_precision bf16", "ancestry", "mixed_precision='bf16' (there 'no')"),
+        ("--train_batch_size 4 --gradient_accumulation_steps 2", "ancestry", "shards=2 (there 1)"),
+        ("--random_flip", "ancestry", "data.samples="),
+        ("--resolution 4", "ancestry", "data.shapes.images=[1, 4, 4] (there [1, 8, 8])"),
+        ("--num_layers 3", "ancestry", "model.num_layers=3 (there 2)"),
+        ("--num_attention_heads 1 --attention_head_dim 16", "ancestry", "model.num_attention_heads=1 (there 2)"),
+        ("--noise_weight 0.5", "condense", "task.noise_weight=0.5 (there 1.0)"),
+        ("--learning_rate 2e-3", "condense", "learning_rate=[0.002, 0.005] (there [0.001, 0.005])"),
+        ("--scaler_learning_rate 1e-3", "condense", "learning_rate=[0.001, 0.001] (there [0.001, 0.005])"),
+        ("--elastic_depths 2 4", "condense", "sizes="),
+        ("--fixed_size", "condense", "sizes=[{}]"),
+        ("--max_train_steps 6", "condense", "max_train_steps=6 (there 4)"),
+        ("--max_train_steps 2", "condense", "max_train_steps=2 (there 4)"),
+        ("--num_templates 3", "condense", "starting_weights="),
+        ("--descend_train_steps 6", "layers=4-learngene", "max_train_steps=4 (there 2)"),
+        ("--scaler_train_steps 1", "layers=4-scalers", "max_train_steps=1 (there 2)"),
+        ("--scaler_train_steps 0", "layers=4-learngene", "max_train_steps=4 (there 2)"),
+        ("--finetune_learning_rate 1e-3", "layers=4-learngene", "learning_rate=[0.001] (there [0.0003])"),
+    ],
+    ids=lambda value: "",
+)
+def test_a_finished_run_is_not_taken_for_one_with_other_settings(
+    train_wave, finished, no_steps, tmp_path, arguments, stage, named
+):
+    folder = tmp_path / "wave"
+    shutil.copytree(finished, folder)
+    with pytest.raises(ValueError) as caught:
+        train_wave("--output_dir", folder, *SIZES, "--resume_from_checkpoint", "latest", *arguments.split())
+    assert f"/{stage}/checkpoint-" in str(caught.value) and named in str(caught.value)
+    assert str(folder / "checkpoints" / stage) in str(caught.value)  # what to delete
+    assert results(folder) == results(finished)
+
+
+@pytest.mark.slow
+def test_stages_of_another_ancestry_are_not_taken(train_wave, finished, tmp_path):
+    folder, go_on = shutil.copytree(finished, tmp_path / "wave"), ("--resume_from_checkpoint", "latest")
+    shutil.rmtree(folder / "checkpoints" / "ancestry")
+    arguments = ["--output_dir", folder, *SIZES, "--ancestry_learning_rate", "1e-3", *go_on]
+    with pytest.raises(ValueError, match=r"condense/checkpoint-4'.* than starting_weights=.*, ancestry.weights="):
+        train_wave(*arguments)
+    shutil.rmtree(folder / "checkpoints" / "condense")
+    with pytest.raises(ValueError, match=r"layers=4-scalers/checkpoint-2'.* than starting_weights="):
+        train_wave(*arguments)
+    shutil.rmtree(folder / "checkpoints")
+    train_wave(*arguments)
+    assert results(folder)["rows"] != results(finished)["rows"]
+
+
+@pytest.mark.slow
+def test_labels_of_other_images_are_other_data(train_wave, finished, digits, no_steps, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "wave")
+    wrong = digits.map(lambda row: {"label": 9 - row["label"]}, load_from_cache_file=False)
+    monkeypatch.setattr(data, "_digits", lambda: wrong)
+    with pytest.raises(ValueError, match=r"ancestry/checkpoint-4'.* than data.digest="):
+        train_wave("--output_dir", folder, *SIZES, "--resume_from_checkpoint", "latest")
+
+
+@pytest.mark.slow
+def test_a_run_with_more_descendants_keeps_what_it_has(train_wave, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "wave")
+    train_wave("--output_dir", folder, *SIZES, "3", "--resume_from_checkpoint", "latest")
+    before = results(finished)["rows"]
+    assert results(folder)["rows"][: len(before)] == before and len(results(folder)["rows"]) == len(before) + 3
 
 
 class PowerCut(Exception):

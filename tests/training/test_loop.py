@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from diffusers_learngene.training.checkpoints import digest
 from diffusers_learngene.training.loop import TrainingOptions, train
 
 
@@ -39,19 +42,34 @@ def loss_fn(model, batch, generator, step):
     return F.mse_loss(model(batch["images"] + noise), noise)
 
 
-def run(output_dir, model, *, steps=7, accumulation=1, evaluate=None, eval_steps=(), mixed_precision="no", **options):
+def run(
+    output_dir,
+    model,
+    *,
+    steps=7,
+    accumulation=1,
+    mixed_precision="no",
+    data=None,
+    groups=None,
+    evaluate=None,
+    eval_steps=(),
+    signature=None,
+    **options,
+):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation, mixed_precision=mixed_precision)
     options = {"train_batch_size": 4, "learning_rate": 1e-2, **options}
     return train(
         accelerator,
         model,
         loss_fn,
-        dataset(),
+        data or dataset(),
         TrainingOptions(steps, **options),
         output_dir=str(output_dir),
         name="test",
+        param_groups=groups,
         evaluate=evaluate,
         eval_steps=eval_steps,
+        signature=signature,
     )
 
 
@@ -84,7 +102,7 @@ def test_resuming_is_exact(tmp_path, accumulation, ema_decay):
     run(tmp_path / "halves", halves, evaluate=evaluate_with(halves), **options)
     for step in (6, 7):
         shutil.rmtree(tmp_path / "halves" / f"checkpoint-{step}")
-    resumed = network(seed=1)
+    resumed = network()
     torch.manual_seed(99)
     history = run(
         tmp_path / "halves", resumed, evaluate=evaluate_with(resumed), resume_from_checkpoint="latest", **options
@@ -93,6 +111,121 @@ def test_resuming_is_exact(tmp_path, accumulation, ema_decay):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     for step in (6, 7):
         assert_same_checkpoint(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "halves" / f"checkpoint-{step}")
+
+
+@pytest.mark.parametrize("lr_scheduler", ["constant", "constant_with_warmup"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_constant_schedule_goes_on_for_longer(tmp_path, lr_scheduler, ema_decay):
+    options = {"lr_scheduler": lr_scheduler, "lr_warmup_steps": 2, "ema_decay": ema_decay, "checkpointing_steps": 3}
+    options["evaluate"] = lambda step: {"step_again": step}
+    whole, parts = network(), network()
+    expected = run(tmp_path / "whole", whole, eval_steps=(0, 4, 7), **options)
+    run(tmp_path / "parts", parts, steps=5, eval_steps=(0, 1, 4, 5), **options)
+    parts = network()
+    history = run(tmp_path / "parts", parts, eval_steps=(0, 4, 7), resume_from_checkpoint="latest", **options)
+    assert history == expected  # what only the shorter one evaluated is not there
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def changed_sample(key, value):
+    data = dataset()
+    data[11] = {**data[11], key: value}
+    return data
+
+
+def tensors_of(data):
+    return [{**item, "images": item["images"].double()} for item in data]
+
+
+def another_buffer(model):
+    model[2].register_buffer("mask", torch.ones(2), persistent=False)
+    return model
+
+
+def groups_of(model, **options):
+    return [{"params": model[0].parameters(), **options}, {"params": model[3].parameters()}]
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (
+            {"lr_scheduler": "linear"},
+            r"lr_scheduler='linear' \(there 'constant'\), .*max_train_steps=7 \(there None\)",
+        ),
+        ({"lr_scheduler": "constant_with_warmup"}, r"lr_warmup_steps=0 \(there None\)"),
+        ({"learning_rate": 2e-2}, r"learning_rate=\[0.02\] \(there \[0.01\]\)"),
+        ({"groups": {}}, r"group_sizes=\[2, 2\] \(there \[4\]\)"),
+        ({"groups": {"lr": 1e-3}}, r"learning_rate=\[0.001, 0.01\] \(there \[0.01\]\)"),
+        ({"groups": {"weight_decay": 1e-3}}, r"'weight_decay': 0.001"),
+        ({"max_grad_norm": 2.0}, r"max_grad_norm=2.0 \(there 1.0\)"),
+        ({"ema_decay": 0.5}, r"ema_decay=0.5 \(there None\)"),
+        ({"seed": 1}, r"seed=1 \(there 0\)"),
+        ({"mixed_precision": "bf16"}, r"mixed_precision='bf16' \(there 'no'\)"),
+        ({"accumulation": 2}, r"total_batch_size=8 \(there 4\), shards=2 \(there 1\)"),
+        ({"train_batch_size": 2, "accumulation": 2}, r"than shards=2 \(there 1\):"),
+        ({"model": network(seed=1)}, r"than starting_weights='\w+' \(there '\w+'\):"),
+        ({"model": another_buffer(network())}, r"than starting_weights="),
+        ({"data": dataset(21)}, r"data.samples=21 \(there 22\)"),
+        ({"data": changed_sample("labels", 7)}, r"than data.digest='\w+' \(there '\w+'\):"),
+        ({"data": changed_sample("images", torch.zeros(6))}, r"than data.digest="),
+        ({"data": tensors_of(dataset())}, r"than data.digest="),
+        ({"data": [{**item, "more": torch.zeros(2, 3)} for item in dataset()]}, r"data.shapes.more=\[2, 3\]"),
+        ({"signature": {"loss": {"noise_weight": 0.5}}}, r"than loss.noise_weight=0.5 \(there 1.0\):"),
+        ({"signature": {}}, r"than loss.noise_weight=None \(there 1.0\):"),
+        ({"steps": 2}, r"checkpoint-3' lies beyond max_train_steps=2: give at least 3, or start anew"),
+        ({"evaluate": len, "eval_steps": (2, 7)}, r"evaluated after the steps \[\] and not after \[2\]"),
+    ],
+)
+def test_another_training_is_not_gone_on_with(tmp_path, change, named):
+    signature = {"loss": {"noise_weight": 1.0}}
+    run(tmp_path, network(), steps=3, checkpointing_steps=3, signature=signature)
+    before = (tmp_path / "checkpoint-3" / "trainer_state.json").read_text()
+    AcceleratorState._reset_state()  # of the precision
+    model = change.get("model", network())
+    change = {key: value for key, value in change.items() if key != "model"}
+    if "groups" in change:
+        change = {"groups": groups_of(model, **change["groups"])}
+    with pytest.raises(ValueError, match=named):
+        run(tmp_path, model, resume_from_checkpoint="latest", **{"signature": signature, **change})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpointing_steps": 2},
+        {"checkpoints_total_limit": 1},
+        {"dataloader_num_workers": 1},
+        {"lr_warmup_steps": 3},  # of no meaning to this schedule
+        {"signature": {"sizes": ({"num_layers": 2}, (1, 2))}},
+    ],
+)
+def test_what_changes_no_number_may_change(tmp_path, change):
+    signature = {"signature": {"sizes": [{"num_layers": 2}, [1, 2]]}}
+    run(tmp_path, network(), steps=3, checkpointing_steps=3, **signature)
+    run(tmp_path, network(), resume_from_checkpoint="latest", **{**signature, **change})
+
+
+def test_a_digest_sees_names_dtypes_shapes_and_bytes_and_no_order():
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.tensor(3), "d": "text"}
+    expected = digest(tensors.items())
+    assert digest(reversed(tensors.items())) == expected and re.fullmatch("[0-9a-f]{16}", expected)
+    assert digest({**tensors, "a": torch.arange(12.0)[:6].clone(), "c": np.array(3)}.items()) == expected
+    assert digest({**tensors, "a": torch.arange(6.0).view(3, 2).T.contiguous().T.reshape(6)}.items()) == expected
+    others = [
+        {"a": torch.arange(6.0).view(2, 3)},
+        {"a": torch.arange(6.0).view(2, 3).T},
+        {"a": torch.arange(6.0).nextafter(torch.tensor(9.0))},
+        {"a": torch.arange(6)},
+        {"b": torch.ones(2, dtype=torch.half)},
+        {"c": torch.tensor([3])},
+        {"d": "texts"},
+        {"e": torch.empty(0)},
+    ]
+    found = {digest({**tensors, **other}.items()) for other in others}
+    assert len(found | {expected, digest(list(tensors.items())[1:])}) == len(others) + 2
 
 
 def test_history_and_evaluation(tmp_path):
