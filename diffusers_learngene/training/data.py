@@ -5,16 +5,15 @@ Whatever the source, it is read by `datasets` and ends as two torch data sets (`
 index alone, which exact resume needs: mirroring is not random, it adds items.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from .images import ImageForm, WithMirrorImages, labelled_images
+from .decoding import whole_images
+from .images import WithMirrorImages, image_form, labelled_images
 
 
 if TYPE_CHECKING:
@@ -85,47 +84,37 @@ def load_image_classes(
         raise ValueError(f"validation_fraction={validation_fraction} must lie between 0 and 1.")
     if broken_images not in ("error", "skip"):
         raise ValueError(f"broken_images={broken_images!r} must be 'error' or 'skip'.")
-    import datasets
-
+    columns = image_column, label_column
     if train_data_dir is not None:
-        splits = _load_folder(train_data_dir, image_column, broken_images)
         source = f"train_data_dir={train_data_dir!r}"
+        if not Path(train_data_dir).is_dir():
+            raise ValueError(f"{source} is not a folder.")
+        splits = _load(source, columns, "imagefolder", data_dir=train_data_dir)
     elif dataset_name is not None:
-        splits = dict(datasets.load_dataset(dataset_name, dataset_config_name))
         source = f"dataset_name={dataset_name!r}"
+        splits = _load(source, columns, dataset_name, dataset_config_name)
     else:
         splits, source = {"train": _digits()}, "scikit-learn's digits"
     for split in splits.values():
-        _check_columns(split, image_column, label_column, source)
-    if pool_splits:
-        labelled = [split for split in splits.values() if _has_labels(split, label_column)]
-        splits = {"train": datasets.concatenate_datasets(labelled or list(splits.values()))}
-    train, validation = _train_and_validation(splits, label_column, validation_fraction, seed, source)
-
-    class_names = _class_names(splits["train"], label_column, source)
-    train_labels = _labels(train, label_column, class_names, source)
-    validation_labels = _labels(validation, label_column, class_names, source)
-    if len(present := set(train_labels.tolist())) < 2:
-        raise ValueError(f"{source} has only images of {class_names[min(present)]!r}: one class is not enough.")
-
-    first = train[0][image_column]
-    channels = 1 if first.mode in ("1", "L") else 3
-    if resolution is None:
-        if first.width != first.height:
-            raise ValueError(
-                f"resolution=None, but {source} has images of {first.width} x {first.height} pixels: give one."
-            )
-        resolution, exact = first.width, True
-    else:
-        exact = False
-    form = ImageForm(channels, resolution, center_crop, exact)
-    prepared = labelled_images(train, image_column, train_labels, form)
+        _check_columns(split.features, *columns, source)
+    splits = _train_and_validation(splits, label_column, source, pool_splits)
+    _class_names_and_labels(splits, label_column, source)  # what is wrong with them is said before images are opened
+    splits, kinds = whole_images(splits, image_column, source, broken_images)
+    form = image_form(kinds, source, resolution=resolution, center_crop=center_crop)
+    class_names, labels = _class_names_and_labels(splits, label_column, source)
+    if "validation" not in splits:
+        rows = _draw_validation(labels["train"], validation_fraction, seed)
+        labels = {name: labels["train"][index] for name, index in rows.items()}
+        splits = {name: splits["train"].select(index) for name, index in rows.items()}
+    train, validation = (
+        labelled_images(splits[name], image_column, labels[name], form) for name in ("train", "validation")
+    )
     return ImageClasses(
-        train=WithMirrorImages(prepared) if random_flip else prepared,
-        validation=labelled_images(validation, image_column, validation_labels, form),
+        train=WithMirrorImages(train) if random_flip else train,
+        validation=validation,
         class_names=class_names,
-        channels=channels,
-        resolution=resolution,
+        channels=form.channels,
+        resolution=form.resolution,
     )
 
 
@@ -143,79 +132,65 @@ def _digits() -> "datasets.Dataset":
     return datasets.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
 
 
-def _load_folder(folder: str, image_column: str, broken_images: str) -> dict[str, "datasets.Dataset"]:
-    """The splits of a folder of images, without the files that cannot be decoded."""
+def _load(source: str, columns: tuple[str, str], *name: str | None, **arguments: str) -> dict[str, "datasets.Dataset"]:
+    """The splits of a source; where it says before the download what columns it has, that is checked first."""
     import datasets
 
-    if not Path(folder).is_dir():
-        raise ValueError(f"train_data_dir={folder!r} is not a folder.")
+    empty = f"{source} holds no images: it needs one folder of images per class"
     try:
-        splits = dict(datasets.load_dataset("imagefolder", data_dir=folder))
-    except (datasets.exceptions.DatasetGenerationError, FileNotFoundError, ValueError) as error:
+        builder = datasets.load_dataset_builder(*name, **arguments)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{empty} ({error}).") from error
+    if builder.info.features:
+        _check_columns(builder.info.features, *columns, source)
+    try:
+        builder.download_and_prepare()
+        return dict(builder.as_dataset())
+    except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(
-            f"train_data_dir={folder!r} holds no images ({error}): it needs one folder of images per class."
+            f"{source} cannot be read ({error.__cause__ or error}). An archive with one folder of images per class "
+            "has to be unpacked first."
         ) from error
-    if image_column != "image" and image_column not in next(iter(splits.values())).column_names:
-        return splits  # the check of the columns, which comes next, says so
-    whole: dict[str, datasets.Dataset] = {}
-    broken: list[str] = []
-    for name, split in splits.items():
-        files = [row["path"] for row in split.cast_column(image_column, datasets.Image(decode=False))[image_column]]
-        with ThreadPoolExecutor() as threads:
-            decodes = list(tqdm(threads.map(_decodes, files), desc="check images", total=len(files), delay=2))
-        broken += [file for file, good in zip(files, decodes, strict=True) if not good]
-        whole[name] = split.select(np.flatnonzero(decodes))
-    if broken:
-        listed = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-        message = f"train_data_dir={folder!r}: {len(broken)} images cannot be decoded: {listed}"
-        if broken_images == "error" or not all(len(split) for split in whole.values()):
-            raise ValueError(f"{message}. Mend or delete them, or leave them out with broken_images='skip'.")
-        datasets.utils.logging.get_logger(__name__).warning(f"{message}. They are left out.")
-    return whole
+    except ValueError as error:
+        raise ValueError(f"{empty} ({error}).") from error
 
 
-def _decodes(file: str) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.draft("L", (1, 1))  # lets JPEG be read to its end without being computed in full
-            image.load()
-    except Exception:  # Pillow's formats raise many things: OSError, SyntaxError, struct.error, DecompressionBombError
-        return False
-    return True
-
-
-def _check_columns(split: "datasets.Dataset", image_column: str, label_column: str, source: str) -> None:
+def _check_columns(features: "datasets.Features", image_column: str, label_column: str, source: str) -> None:
     import datasets
 
-    if image_column not in split.column_names:
-        raise ValueError(f"image_column={image_column!r} is no column of {source}, which has {split.column_names}.")
-    if not isinstance(split.features[image_column], datasets.Image):
+    if image_column not in features:
+        raise ValueError(f"image_column={image_column!r} is no column of {source}, which has {list(features)}.")
+    if not isinstance(features[image_column], datasets.Image):
         raise ValueError(
-            f"image_column={image_column!r} of {source} holds no images, but {split.features[image_column]}; its "
-            f"columns are {split.column_names}."
+            f"image_column={image_column!r} of {source} holds no images, but {features[image_column]}; its "
+            f"columns are {list(features)}."
         )
-    if label_column not in split.column_names:
+    if label_column not in features:
         raise ValueError(
-            f"label_column={label_column!r} is no column of {source}, which has {split.column_names}. A folder has "
+            f"label_column={label_column!r} is no column of {source}, which has {list(features)}. A folder has "
             "labels when there are several folders in it, one per class."
         )
+    if not isinstance(feature := features[label_column], (datasets.ClassLabel, datasets.Value)):
+        raise ValueError(f"label_column={label_column!r} of {source} is {feature}, not one label an image.")
 
 
 def _train_and_validation(
-    splits: dict[str, "datasets.Dataset"], label_column: str, fraction: float, seed: int, source: str
-) -> tuple["datasets.Dataset", "datasets.Dataset"]:
-    """The training split, and a validation split with labels: the source's own, or a part of the training split."""
-    if "train" not in splits:
+    splits: dict[str, "datasets.Dataset"], label_column: str, source: str, pool_splits: bool
+) -> dict[str, "datasets.Dataset"]:
+    """The training split and the source's own validation split, if it has one with labels; or all of them in one."""
+    import datasets
+
+    labelled = {name: split for name, split in splits.items() if len(split) and _has_labels(split, label_column)}
+    if pool_splits:
+        found = {"train": datasets.concatenate_datasets(list((labelled or splits).values()))}
+    elif "train" in splits:
+        own = [labelled[name] for name in ("validation", "valid", "val", "test") if name in labelled]
+        found = {"train": splits["train"], **({"validation": own[0]} if own else {})}
+    else:
         raise ValueError(f"{source} has no split 'train', but {sorted(splits)}.")
-    for name in ("validation", "valid", "val", "test"):
-        if name in splits and _has_labels(splits[name], label_column):
-            return splits["train"], splits[name]
-    if len(splits["train"]) < 2:
-        raise ValueError(f"{source} has {len(splits['train'])} images; training and validation take more.")
-    parts = splits["train"].train_test_split(test_size=fraction, seed=seed)
-    return parts["train"], parts["test"]
+    if (count := len(found["train"])) < 2:
+        raise ValueError(f"{source} has {count} images; training and validation take more.")
+    return found
 
 
 def _has_labels(split: "datasets.Dataset", label_column: str) -> bool:
@@ -223,29 +198,46 @@ def _has_labels(split: "datasets.Dataset", label_column: str) -> bool:
     return not {None, -1} & set(split[label_column])
 
 
-def _class_names(split: "datasets.Dataset", label_column: str, source: str) -> list[str]:
+def _class_names_and_labels(
+    splits: dict[str, "datasets.Dataset"], label_column: str, source: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The classes of the training split and, by split, the label of each image as an index into them, (n,)."""
     import datasets
 
-    values, feature = split[label_column], split.features[label_column]
+    values, feature = list(splits["train"][label_column]), splits["train"].features[label_column]
     if missing := sum(value is None or value == -1 for value in values):
         raise ValueError(f"label_column={label_column!r} of {source}: {missing} of {len(values)} labels are missing.")
-    if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names)
-    try:
-        return [str(value) for value in sorted(set(values))]
-    except TypeError as error:  # lists, dicts
-        raise ValueError(f"label_column={label_column!r} of {source} is {feature}, not one label an image.") from error
-
-
-def _labels(split: "datasets.Dataset", label_column: str, class_names: list[str], source: str) -> np.ndarray:
-    """The label of each image as an index into `class_names`, (n,)."""
-    import datasets
-
-    feature, index = split.features[label_column], {name: i for i, name in enumerate(class_names)}
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    texts = [str(value) if names is None else names[value] for value in split[label_column]]
-    if unknown := sorted(set(texts) - set(index)):
+    texts = {name: _texts(split, label_column) for name, split in splits.items()}
+    known = set(texts["train"])
+    if len(known) < 2:
+        raise ValueError(f"{source} has only images of {texts['train'][0]!r}: one class is not enough.")
+    if unknown := sorted(set(texts.get("validation", ())) - known):
         raise ValueError(
             f"{source} has classes in its validation split that it has no training images of: {unknown[:5]}."
         )
-    return np.array([index[text] for text in texts])
+    names = (
+        feature.names if isinstance(feature, datasets.ClassLabel) else [str(value) for value in sorted(set(values))]
+    )
+    index = {name: label for label, name in enumerate(names)}
+    return list(names), {name: np.array([index[text] for text in split]) for name, split in texts.items()}
+
+
+def _texts(split: "datasets.Dataset", label_column: str) -> list[str]:
+    import datasets
+
+    values, feature = split[label_column], split.features[label_column]
+    return [feature.names[value] if isinstance(feature, datasets.ClassLabel) else str(value) for value in values]
+
+
+def _draw_validation(labels: np.ndarray, fraction: float, seed: int) -> dict[str, np.ndarray]:
+    """Rows of images (n,) to train on and for validation; a class is never for validation only."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"row": range(len(labels))}).train_test_split(test_size=fraction, seed=seed)
+    train, validation = (np.array(rows[name]["row"]) for name in ("train", "test"))
+    lost = np.setdiff1d(labels[validation], labels[train])
+    moved = [int(np.flatnonzero(labels[validation] == label)[0]) for label in lost]
+    train, validation = np.append(train, validation[moved]).astype(int), np.delete(validation, moved)
+    if not len(validation):
+        raise ValueError(f"{len(labels)} images of {len(np.unique(labels))} classes are too few to validate on any.")
+    return {"train": train, "validation": validation}

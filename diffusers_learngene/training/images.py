@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From Pillow images to the items of a torch data set, {"images": float32 (C, H, W) in [-1, 1], "labels": int}."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,38 +15,71 @@ if TYPE_CHECKING:
     import datasets
     from PIL.Image import Image
 
+    from .decoding import ImageKind
 
-__all__ = ["ImageForm", "LabelledImages", "WithMirrorImages", "labelled_images"]
+
+__all__ = ["ImageForm", "LabelledImages", "WithMirrorImages", "image_form", "labelled_images"]
 
 # Up to here, images are decoded once and kept as bytes; beyond, they are decoded when they are needed.
 IN_MEMORY_BYTES = 512 * 2**20
 
 
+_GRAY = frozenset({"1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N"})
+_NO_RANGE = frozenset({"F", "I;32"})  # Nobody knows which number is white.
+
+
 @dataclass(frozen=True)
 class ImageForm:
-    """What an image is made into: uint8 (channels, resolution, resolution). `exact`: nothing is to be resized."""
+    """What an image is made into: uint8 (channels, resolution, resolution)."""
 
     channels: int
     resolution: int
     center_crop: bool
-    exact: bool
 
     def __call__(self, image: "Image") -> np.ndarray:
         from PIL import ImageOps
         from PIL.Image import Resampling
 
         size = (self.resolution, self.resolution)
-        if image.size != size and self.exact:
-            raise ValueError(
-                f"resolution=None, but there are images of {self.resolution} x {self.resolution} and of "
-                f"{image.width} x {image.height} pixels: give a resolution."
-            )
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = _eight_bits(image).convert("L" if self.channels == 1 else "RGB")
         if image.size != size and self.center_crop:
             image = ImageOps.fit(image, size, Resampling.LANCZOS)
         elif image.size != size:
             image = image.resize(size, Resampling.LANCZOS)
         return np.asarray(image).reshape(*size, self.channels).transpose(2, 0, 1)
+
+
+def image_form(kinds: Collection["ImageKind"], source: str, *, resolution: int | None, center_crop: bool) -> ImageForm:
+    """The one form for images of these modes and sizes: gray if all are gray, else colour.
+
+    Args:
+        source: What to call them in messages.
+        resolution: `None` takes the images as they are.
+
+    Raises:
+        ValueError: They are no squares of one size, and no resolution is given; or pixels without a known range.
+    """
+    modes, sizes = {mode for mode, _ in kinds}, sorted({size for _, size in kinds})
+    if unknown := sorted(modes & _NO_RANGE):
+        raise ValueError(
+            f"{source} has images of mode {unknown}, in which no number stands for white: save them with 8 bits a "
+            "channel, or gray ones with 16."
+        )
+    if resolution is None:
+        if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
+            listed = " and of ".join(f"{width} x {height}" for width, height in sizes[:2])
+            raise ValueError(f"resolution=None, but {source} has images of {listed} pixels: give one.")
+        resolution = sizes[0][0]
+    return ImageForm(1 if modes <= _GRAY else 3, resolution, center_crop)
+
+
+def _eight_bits(image: "Image") -> "Image":
+    """16 bits scaled down to 8, which Pillow's own conversion would cut off at 255; other images as they are."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
 def labelled_images(

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
+import json
+import zipfile
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from diffusers_learngene.training import data as data_module
 from diffusers_learngene.training import images as images_module
 from diffusers_learngene.training.data import load_image_classes
 
@@ -122,6 +128,128 @@ def test_broken_images_are_counted_and_named(folder):
     assert len(data.train) + len(data.validation) == 10
 
 
+def encoded(images):
+    """Images as a table of the Hub holds them, a file's bytes in a cell."""
+    rows = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        rows.append({"bytes": file.getvalue(), "path": None})
+    return rows
+
+
+def test_broken_images_of_a_table(tmp_path):
+    rows = encoded(PICTURES)
+    rows[2]["bytes"], rows[4] = rows[2]["bytes"][:45], {"bytes": b"no image", "path": "five.png"}
+    path = saved(tmp_path, {"image": rows, "label": [0, 1] * 3}, image_features())
+    with pytest.raises(ValueError, match=r"dataset_name=.*: 2 images cannot be decoded: train\[2\], five.png\. Mend"):
+        load_image_classes(path)
+    data = load_image_classes(path, broken_images="skip", validation_fraction=0.25)
+    assert len(data.train) == 3 and len(data.validation) == 1
+
+
+def zipped(folder, target, **lines):
+    """A folder with one archive in it."""
+    target.mkdir()
+    with zipfile.ZipFile(target / "train.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+        for name, text in lines.items():
+            archive.writestr(f"{name}.jsonl", text)
+    return str(target)
+
+
+@pytest.mark.parametrize("argument", ["train_data_dir", "dataset_name"])
+def test_broken_images_of_an_archive(folder, tmp_path, argument):
+    (folder / "bee" / "1.png").write_bytes(b"no image")
+    files = sorted(file.relative_to(folder) for file in folder.rglob("*.png"))
+    lines = "".join(json.dumps({"file_name": str(file), "label": file.parts[0]}) + "\n" for file in files)
+    path = {argument: zipped(folder, tmp_path / "zip", metadata=lines)}
+    with pytest.raises(ValueError, match=r"1 images cannot be decoded: .*bee/1\.png"):
+        load_image_classes(**path)
+    data = load_image_classes(**path, broken_images="skip")
+    assert len(data.train) + len(data.validation) == 11 and data.class_names == ["ant", "bee", "cat"]
+
+
+def test_an_archive_of_class_folders_has_to_be_unpacked(folder, tmp_path):
+    """`datasets` takes the archive's own folder for the class."""
+    with pytest.raises(ValueError, match="train_data_dir=.* cannot be read .*has to be unpacked"):
+        load_image_classes(train_data_dir=zipped(folder, tmp_path / "zip"))
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    steps = np.linspace(0, 2**16 - 1, 16).round().reshape(4, 4)
+    rows = []
+    for pixels, suffix in ((steps.astype(np.uint16), "PNG"), (steps.astype(np.int32), "TIFF")):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, suffix)
+        rows += [{"bytes": file.getvalue(), "path": None}] * 3
+    path = saved(tmp_path, {"image": rows, "label": [0, 1] * 3}, image_features())
+    data = load_image_classes(path, validation_fraction=0.5)
+    assert data.channels == 1
+    expected = torch.linspace(-1, 1, 16).view(1, 4, 4)
+    for item in (*data.train, *data.validation):
+        torch.testing.assert_close(item["images"], expected, rtol=0, atol=1 / 255)
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 2**16, np.int32)])
+def test_pixels_without_a_range_are_refused(tmp_path, pixels):
+    (tmp_path / "rows").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "rows" / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / "rows" / name / "x.tiff")
+    with pytest.raises(ValueError, match=r"images of mode \['(F|I;32)'\], in which no number stands for white"):
+        load_image_classes(train_data_dir=str(tmp_path / "rows"))
+
+
+@pytest.mark.parametrize("odd, channels", [("LA", 1), ("I;16", 1), ("RGB", 3), ("P", 3)])
+def test_all_images_decide_on_the_channels(tmp_path, odd, channels):
+    """One of ten, wherever the seed puts it."""
+    images = [picture(20 * i, (4, 4), "L") for i in range(9)] + [Image.new(odd, (4, 4))]
+    path = saved(tmp_path, {"image": encoded(images), "label": [0, 1] * 5}, image_features())
+    assert {load_image_classes(path, seed=seed).channels for seed in range(6)} == {channels}
+
+
+def test_a_class_is_never_for_validation_only(tmp_path):
+    path = saved(tmp_path, {"image": encoded(PICTURES * 2), "label": [0] * 10 + [1, 2]}, image_features())
+    for seed in range(10):
+        data = load_image_classes(path, seed=seed, validation_fraction=0.5)
+        assert {item["labels"] for item in data.train} == {0, 1, 2} and len(data.train) + len(data.validation) == 12
+
+
+@pytest.mark.parametrize(
+    "labels, arguments, message",
+    [
+        ([1] * 6, {}, "has only images of '1'"),
+        ([0, 1] * 3, {"label_column": "kind"}, "label_column='kind' is no column"),
+        ([0, 1] * 3, {"image_column": "label"}, "image_column='label' .* holds no images"),
+    ],
+)
+def test_what_a_table_says_is_checked_before_images_are_opened(tmp_path, monkeypatch, labels, arguments, message):
+    path = saved(tmp_path, {"image": encoded(PICTURES), "label": labels}, image_features())
+    monkeypatch.setattr(data_module, "whole_images", None)
+    with pytest.raises(ValueError, match=message):
+        load_image_classes(path, **arguments)
+
+
+def test_what_the_hub_says_of_columns_is_checked_before_the_download(tmp_path, monkeypatch):
+    path = Path(saved(tmp_path, {"image": encoded(PICTURES), "label": [0, 1] * 3}, image_features()))
+    features = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": "int64"}]
+    card = {"dataset_info": {"features": features, "splits": [{"name": "train", "num_bytes": 1, "num_examples": 6}]}}
+    (path / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", None)
+    with pytest.raises(ValueError, match="label_column='kind' is no column"):
+        load_image_classes(str(path), label_column="kind")
+
+
+def test_skipping_may_not_take_a_class(folder):
+    for name in ("ant", "bee"):
+        for file in (folder / name).glob("*.png"):
+            file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="has only images of 'cat'"):
+        load_image_classes(train_data_dir=str(folder), broken_images="skip")
+
+
 def test_many_broken_images_are_not_all_listed(folder):
     for file in folder.rglob("*.png"):
         file.write_bytes(b"no image")
@@ -138,6 +266,10 @@ def saved(tmp_path, columns, features=None):
         path.parent.mkdir(exist_ok=True)
         datasets.Dataset.from_dict(split, features=features).to_parquet(path)
     return str(tmp_path / "hub")
+
+
+def image_features():
+    return datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
 
 
 PICTURES = [picture((40 * i, 0, 0), (4, 4)) for i in range(6)]
@@ -181,6 +313,7 @@ def test_splits_by_class_can_be_pooled(tmp_path):
         ({"image": PICTURES, "label": [1] * 6}, {}, "has only images of '1'"),
         ({"image": PICTURES, "label": [0, None] * 3}, {}, "3 of 6 labels are missing"),
         ({"image": PICTURES, "label": [[0, 1]] * 6}, {}, "not one label an image"),
+        ({"image": PICTURES, "label": [{"a": 1}] * 6}, {}, "not one label an image"),
     ],
 )
 def test_columns_are_checked(tmp_path, columns, arguments, message):
