@@ -96,7 +96,7 @@ def test_nothing_goes_on_from_a_snapshot_of_something_else(tmp_path, change):
         options = replace(OPTIONS, critic_life=Life(3, batch_size=6, weight_decay=0.0))
     else:
         network = NetworkConfig("vgg", (4, 7), (1, 2), image_channels=1)
-    name = {"an option": "critic_life", "the network": "network"}.get(change, "images")
+    name = {"an option": "critic_life.weight_decay", "the network": "network.widths"}.get(change, "images")
     other = Evolution(Accelerator(cpu=True), images, CLASSES, network, options)
     with pytest.raises(ValueError, match=rf"of a training with other settings than {name}="):
         other.run(str(tmp_path), resume_from_checkpoint="latest")
