@@ -4,8 +4,8 @@
 data         images by class (scikit-learn's digits by default); images: decoding and preparing them; latents: cached
 letters      rendered letters by class, for GTL
 sampler      which samples and random numbers a step uses: pure functions of (seed, step)
-loop         the training loop, with exact resume
-checkpoints  whole or not there
+loop         the training loop, with exact resume; trainer: its steps and signature; options: how to train
+checkpoints  whole or not there, and of which training; digests of tensors and of data
 tracking     the accelerator and its trackers; run: how a script's run starts, and how its artefact is published
 diffusion    noise, loss, validation and sampling of class-conditional diffusion models
 plots        grids of samples and curves

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from diffusers_learngene.training import checkpoints
 from diffusers_learngene.training.checkpoints import list_checkpoints, resolve_checkpoint, save_checkpoint
 from diffusers_learngene.training.loop import TrainingOptions, train
 
@@ -64,6 +66,26 @@ def test_a_kill_while_saving_leaves_the_last_good_checkpoint(tmp_path):
     expected = run(tmp_path / "whole")
     assert torch.equal(resumed.weight, expected.weight)
     assert names(tmp_path / "killed") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "ema.safetensors", "optimizer.bin"])
+def test_a_full_disk_costs_no_older_checkpoint(tmp_path, monkeypatch, file):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run(tmp_path / "full", steps=4, checkpoints_total_limit=1)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        if file == "trainer_state.json":
+            patch.setattr(Path, "write_text", full)
+        elif file == "ema.safetensors":
+            patch.setattr(checkpoints, "save_file", full)
+        else:
+            patch.setattr(Accelerator, "save_state", full)
+        run(tmp_path / "full", checkpoints_total_limit=1, resume_from_checkpoint="latest")
+    assert names(tmp_path / "full") == ["checkpoint-4", "tmp-checkpoint-6"]
+    resumed = run(tmp_path / "full", checkpoints_total_limit=1, resume_from_checkpoint="latest")
+    assert torch.equal(resumed.weight, run(tmp_path / "whole").weight)
+    assert names(tmp_path / "full") == ["checkpoint-6"]
 
 
 def test_the_oldest_go_when_the_newest_is_in_place(tmp_path):
