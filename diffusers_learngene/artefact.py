@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .blocks import find_stacks
 from .classes import ClassTailors
-from .descriptions import described_file, exact_fields, write_config, write_described
+from .descriptions import described_file, exact_fields
 from .files import HUB_ID
 from .layout import Layout, layout_of, parse_group_key
 from .method import Method
@@ -25,7 +25,7 @@ from .models import check_config, empty_model, num_labels, override_config
 from .tuners.base_config import check_integer
 
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, KEY = "model.safetensors", "learngene"
 FORMAT_VERSION = 1
 
 _DTYPES = ("F32", "F16", "BF16")
@@ -115,20 +115,13 @@ class ArtefactConfig:
         return shapes
 
 
-def write_artefact(folder: Path, config: ArtefactConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write model.safetensors and config.json."""
-    stored = {key: value.detach().cpu() for key, value in tensors.items()}
-    write_described(folder / WEIGHTS, stored, "learngene", config)
-    write_config(folder, config)
-
-
 def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
     """Config and fp32 tensors of a learngene file.
 
     Raises:
         LearngeneError: the file is anything else.
     """
-    with described_file(path, "learngene", "a learngene", LearngeneError) as (values, file):
+    with described_file(path, KEY, "a learngene", LearngeneError) as (values, file):
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         shapes = {key: list(part.get_shape()) for key, part in slices.items()}
         config = _config_of(values, shapes)

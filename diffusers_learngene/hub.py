@@ -2,14 +2,17 @@
 """What all kinds of artefacts have in common: being saved, pushed to the Hugging Face Hub, fetched, and their card."""
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 
 from .cards import card_images, render
+from .descriptions import write_config, write_described
 from .files import local_folder, write
 
 
@@ -19,13 +22,16 @@ Self = TypeVar("Self", bound="SharedArtefact")
 class SharedArtefact(ModelHubMixin):
     """Data files, a config.json that repeats their description for readers, a card, and the card's images.
 
-    A kind of artefact sets the class attributes, and says how its data are written and read and what its card says.
+    A kind of artefact sets the class attributes, and says how its data are read and what its card says.
     What is set in `card` (repo_id, results, images, training, license, commit, ...: all optional) goes into the model
     card; images are paths of PNG files, and are copied beside it. Without a `license` none is claimed.
     """
 
     weights: ClassVar[tuple[str, ...]]  # names of the data files, the first being there always
+    key: ClassVar[str]  # of their metadata, where the description is
     error: ClassVar[type[ValueError]]
+    config: Any  # the description, a dataclass
+    tensors: dict[str, Tensor]
     card: dict[str, Any]
 
     @property
@@ -41,9 +47,20 @@ class SharedArtefact(ModelHubMixin):
         """What the template is told, beside `card`."""
         raise NotImplementedError
 
+    def data_files(self) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of each data file that the artefact has: here, all of them in the first."""
+        return {self.weights[0]: self.tensors}
+
     def write_data(self, folder: Path) -> None:
-        """Write the data files and config.json, each atomically."""
-        raise NotImplementedError
+        """Write the data files and config.json, each atomically; one of another artefact, saved here before, goes."""
+        files = self.data_files()
+        for name in self.weights:
+            if name in files:
+                stored = {key: tensor.detach().cpu() for key, tensor in files[name].items()}
+                write_described(folder / name, stored, self.key, self.config)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        write_config(folder, self.config)
 
     @classmethod
     def read_data(cls: type[Self], paths: dict[str, Path]) -> Self:

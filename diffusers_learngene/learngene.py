@@ -29,7 +29,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from .absorb import absorbed
-from .artefact import WEIGHTS, ArtefactConfig, LearngeneError, read_artefact, write_artefact
+from .artefact import KEY, WEIGHTS, ArtefactConfig, LearngeneError, read_artefact
 from .closed_form import check_ancestry, check_layout, closed_form
 from .dit import LabelInit
 from .files import hub_id
@@ -57,16 +57,13 @@ class Learngene(SharedArtefact):
     Make one with `condense` or `from_pretrained`.
     """
 
-    weights = (WEIGHTS,)
+    weights, key = (WEIGHTS,), KEY
     error = LearngeneError
 
     def __init__(self, config: ArtefactConfig, tensors: dict[str, Tensor]) -> None:
         self.config = config
         self.tensors = tensors
         self.card = {}
-
-    def write_data(self, folder: Path) -> None:
-        write_artefact(folder, self.config, self.tensors)
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Learngene":

@@ -21,6 +21,12 @@ def layers(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    if (value := int(text)) < 0:  # which no generator takes
+        raise ValueError
+    return value
+
+
 def rate(text: str) -> float:
     if not (value := float(text)) > 0:
         raise ValueError
@@ -38,7 +44,7 @@ def create_parser(description: str | None, output_dir: str) -> argparse.Argument
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output_dir", default=output_dir)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     hub = parser.add_argument_group("Hub").add_argument
     hub("--push_to_hub", action="store_true")
     hub("--hub_model_id")

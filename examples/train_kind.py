@@ -21,7 +21,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from arguments import add_model, create_training_parser, parse, positive, rate
+from arguments import add_model, create_training_parser, parse, positive, rate, seed
 
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ ADAPTED = {"lora": 5e-3, "pissa": 3e-3, "oft": 2e-3, "full": 1e-3}  # ways to ad
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = create_training_parser(__doc__, "outputs/kind", tasks=False)
-    parser.add_argument("--seeds", type=int, nargs="+", help="run for each of these seeds; default: --seed alone")
+    parser.add_argument("--seeds", type=seed, nargs="+", help="run for each of these seeds; default: --seed alone")
     classes = parser.add_argument_group("classes, by name or number").add_argument
     classes("--base_classes", nargs="+", help="to pre-train on; default: the first 7 of 10, or all but the novel ones")
     classes("--novel_classes", nargs="+", help="to adapt to; default: all others")
@@ -133,9 +133,11 @@ def main(args: argparse.Namespace) -> dict:
 
     accelerator, several = start_training_run("train_kind", args), len(args.seeds) > 1
     runs = []
-    for seed in args.seeds:
-        folder = f"{args.output_dir}/seed-{seed}" if several else args.output_dir
-        learngene, trials = run(accelerator, argparse.Namespace(**vars(args) | {"seed": seed, "output_dir": folder}))
+    for one_seed in args.seeds:
+        folder = f"{args.output_dir}/seed-{one_seed}" if several else args.output_dir
+        learngene, trials = run(
+            accelerator, argparse.Namespace(**vars(args) | {"seed": one_seed, "output_dir": folder})
+        )
         runs.append((learngene, trials))
         if several:
             trials.report()

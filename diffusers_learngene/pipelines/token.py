@@ -11,6 +11,7 @@ and for the Hub's download counter. Data only: nothing is ever unpickled, and no
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ from ..descriptions import (
     exact_fields,
     finite_tensors,
     read_tensors,
-    write_config,
-    write_described,
 )
 from ..files import HUB_ID
 from ..hub import SharedArtefact
@@ -115,7 +114,7 @@ class CreTok(SharedArtefact):
         CreTokError: rows that are not those of the config, or not finite.
     """
 
-    weights = tuple(WEIGHTS.values())
+    weights, key = tuple(WEIGHTS.values()), "cretok"
     error = CreTokError
     template = "cretok"
 
@@ -125,13 +124,8 @@ class CreTok(SharedArtefact):
         self.rows = finite_tensors({name: row.flatten() for name, row in rows.items()}, widths, CreTokError)
         self.card = {}
 
-    def write_data(self, folder: Path) -> None:
-        for name, file in WEIGHTS.items():
-            if name in self.rows:
-                write_described(folder / file, {self.config.token: self.rows[name][None]}, "cretok", self.config)
-            else:
-                (folder / file).unlink(missing_ok=True)  # of an artefact with more encoders, saved here before
-        write_config(folder, self.config)
+    def data_files(self) -> dict[str, Mapping[str, Tensor]]:
+        return {WEIGHTS[name]: {self.config.token: row[None]} for name, row in self.rows.items()}
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "CreTok":
@@ -150,7 +144,7 @@ def _read(paths: dict[str, Path]) -> tuple[CreTokConfig, dict[str, Tensor]]:
     """Config and rows of the files of an artefact, whose headers are checked before a tensor is read."""
     rows, configs = {}, []
     for name, path in paths.items():
-        with described_file(path, "cretok", "a CreTok", CreTokError) as (values, file):
+        with described_file(path, CreTok.key, "a CreTok", CreTokError) as (values, file):
             config = CreTokConfig(**exact_fields(CreTokConfig, values))
             configs.append(config)
             (rows[name],) = read_tensors(file, {config.token: (1, config.encoders.get(name))}).values()

@@ -51,7 +51,9 @@ def test_help_imports_nothing_heavy(train_kind):
     "arguments, message",
     [
         ("--num_learngene 0", "argument --num_learngene: invalid positive value: '0'"),
-        ("--seeds one", "argument --seeds: invalid int value: 'one'"),
+        ("--seeds one", "argument --seeds: invalid seed value: 'one'"),
+        ("--seeds 0 -1", "argument --seeds: invalid seed value: '-1'"),
+        ("--seed -1", "argument --seed: invalid seed value: '-1'"),
         ("--label_init zero", "argument --label_init: invalid choice: 'zero'"),
         ("--task classification", "unrecognized arguments: --task classification"),
         ("--oft_learning_rate -1", "argument --oft_learning_rate: invalid rate value: '-1'"),

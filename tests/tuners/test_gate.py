@@ -5,6 +5,7 @@ The reference knows nothing of gates: a plain model a sample, whose weights are 
 """
 
 import pickle
+import warnings
 from contextlib import nullcontext
 from copy import deepcopy
 
@@ -262,6 +263,23 @@ def transformers_switch(model, reentrant):
 
 
 SWITCHES = {"diffusers": ("dit", diffusers_switch), "transformers": ("vit", transformers_switch)}
+
+
+def test_label_dropout_behind_the_gate_is_said_once_and_only_in_training():
+    tiny = adapted("dit")
+    labels = torch.tensor([1, 7])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours(tiny, class_labels=labels)
+    tiny.model.train()
+    with pytest.warns(UserWarning, match=r"label dropout of its own.*disable_label_dropout_\(model\)"):
+        ours(tiny, class_labels=labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours(tiny, class_labels=labels)
+        other = adapted("dit")
+        disable_label_dropout_(other.model.train())
+        ours(other, class_labels=labels)
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])

@@ -23,8 +23,6 @@ from ...descriptions import (
     exact_fields,
     finite_tensors,
     read_tensors,
-    write_config,
-    write_described,
 )
 from ...hub import SharedArtefact
 from .genes import inherit_
@@ -106,7 +104,7 @@ class Gene(SharedArtefact):
         GeneError: tensors that are not those of the config, or not finite.
     """
 
-    weights = (WEIGHTS,)
+    weights, key = (WEIGHTS,), "gene"
     error = GeneError
     template = "gene"
 
@@ -126,13 +124,9 @@ class Gene(SharedArtefact):
         """
         return inherit_(policy, self.tensors, layers)
 
-    def write_data(self, folder: Path) -> None:
-        write_described(folder / WEIGHTS, self.tensors, "gene", self.config)
-        write_config(folder, self.config)
-
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Gene":
-        with described_file(paths[WEIGHTS], "gene", "a gene", GeneError) as (values, file):
+        with described_file(paths[WEIGHTS], cls.key, "a gene", GeneError) as (values, file):
             config = GeneConfig(**exact_fields(GeneConfig, values))
             return cls(config, read_tensors(file, config.shapes))
 

@@ -26,8 +26,6 @@ from ...descriptions import (
     exact_fields,
     finite_tensors,
     read_tensors,
-    write_config,
-    write_described,
 )
 from ...hub import SharedArtefact
 from .circuit import NORM_ENTRIES, IndexSets, circuit_sizes, extract, inherit_, parameters
@@ -119,7 +117,7 @@ class Circuit(SharedArtefact):
         CircuitError: tensors that are not those of the config, or not finite.
     """
 
-    weights = (WEIGHTS,)
+    weights, key = (WEIGHTS,), "circuit"
     error = CircuitError
     template = "gtl"
 
@@ -232,13 +230,9 @@ class Circuit(SharedArtefact):
         inherit_(network.state_dict(), layout_of(config), tensors)
         return network
 
-    def write_data(self, folder: Path) -> None:
-        write_described(folder / WEIGHTS, self.tensors, "circuit", self.config)
-        write_config(folder, self.config)
-
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Circuit":
-        with described_file(paths[WEIGHTS], "circuit", "a circuit", CircuitError) as (values, file):
+        with described_file(paths[WEIGHTS], cls.key, "a circuit", CircuitError) as (values, file):
             config = _config_of(values)
             return cls(config, read_tensors(file, config.shapes))
 

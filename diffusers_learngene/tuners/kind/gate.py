@@ -12,6 +12,7 @@ while a gate is on top, what is handed to a module's checkpointing function (dif
 place) is bound to that gate, and pushes it whenever it is run. A compiler recomputes inside its graph, and needs none.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -133,6 +135,7 @@ class GateState:
         self.stack: tuple[Gate, ...] = ()
         self.handles: list[RemovableHandle] = []
         self.place = 0  # of class_labels among the positional arguments
+        self.warned = False  # of label dropout behind the gate's back
 
     @property
     def gate(self) -> Gate | None:
@@ -210,8 +213,21 @@ def _push_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     if labels is None and len(args) > state.place:
         labels = args[state.place]
     if labels is not None:
+        if model.training and torch.is_grad_enabled() and not state.warned and not torch.compiler.is_compiling():
+            _warn_of_label_dropout(state, model)
         state.push(Gate(labels), model)
     return None
+
+
+def _warn_of_label_dropout(state: GateState, model: nn.Module) -> None:
+    state.warned = True
+    if any(isinstance(module, LabelEmbedding) and module.dropout_prob > 0 for module in model.modules()):
+        warnings.warn(
+            f"{type(model).__name__} trains with label dropout of its own, drawn anew in every block, which the class "
+            "gate does not see: tailors stay open where a label is dropped. Switch it off by "
+            "diffusers_learngene.dit.disable_label_dropout_(model), and drop labels in the loss by drop_labels.",
+            stacklevel=3,
+        )
 
 
 def _pop_labels(model: nn.Module, args: tuple, output: Any) -> None:
