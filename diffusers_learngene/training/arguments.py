@@ -11,9 +11,9 @@ from diffusers import DiTTransformer2DModel
 from .class_split import read_class_groups, select_classes, split_classes
 from .classification_task import ClassificationTask, load_classifier
 from .data import ImageClasses, load_image_classes
-from .diffusion_task import DiffusionTask, load_dit
+from .diffusion_task import DiffusionTask, check_dit, load_dit, model_shape
 from .loop import TrainingOptions
-from .tasks import Task
+from .tasks import Task, check_patch_size
 from .ways import with_classes
 
 
@@ -31,6 +31,7 @@ def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
         task: DiffusionTask | ClassificationTask
         if args.task == "diffusion":
             model, vae = _load_dit(args)
+            _check_before_encoding(args, model, data, vae)
             task = _diffusion_task(args, accelerator, data, vae, noise_weight=args.noise_weight)
         else:
             name = args.pretrained_model_name_or_path
@@ -66,6 +67,8 @@ def load_class_tasks(
             raise ValueError(
                 f"the base classes are numbers up to {max(old)} in the data, but the model knows {known}."
             )
+        model = model if model is None else with_classes(model, old)
+        _check_before_encoding(args, model, split.base, vae)
         base = _diffusion_task(args, accelerator, split.base, vae, part="base")
         novel = _diffusion_task(
             args,
@@ -76,7 +79,7 @@ def load_class_tasks(
             labels=range(split.num_base, len(names)),
             feature_data=select_classes(data, split.classes),
         )
-        model = _new_model(args, base) if model is None else with_classes(model, old)
+        model = model or _new_model(args, base)
     base.check_model(model)
     return base, novel, model, groups
 
@@ -102,6 +105,15 @@ def _load_dit(args: Namespace) -> tuple[Any, Any]:
     """The DiT that `args` name, and its VAE; None of either if they name none."""
     name = args.pretrained_model_name_or_path
     return load_dit(name, revision=args.revision, variant=args.variant) if name else (None, None)
+
+
+def _check_before_encoding(args: Namespace, model: Any, data: ImageClasses, vae: Any) -> None:
+    """Raise a ValueError if the model, or one that is to be made, cannot take the images, of which the VAE may have
+    hours to make latents."""
+    if model is None:
+        check_patch_size(args.patch_size, model_shape(data, vae)[1])
+    else:
+        check_dit(model, data, vae)
 
 
 def _diffusion_task(

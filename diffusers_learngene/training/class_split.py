@@ -69,10 +69,12 @@ def split_classes(
         if not classes:
             raise ValueError(f"{name} are none of the {len(everything)} classes.")
     classes, everyone = [*base, *novel], select_classes(data, [*base, *novel])
-    labels = _labels(everyone.train)
+    labels = everyone.train.labels  # type: ignore[attr-defined]
     for label, index in enumerate(classes):
-        if (count := int((labels == label).sum())) < MIN_IMAGES:
-            raise ValueError(f"class {data.class_names[index]!r} has {count} images to train on, not {MIN_IMAGES}.")
+        least = max(MIN_IMAGES, images_per_novel_class or 0) if index in novel else MIN_IMAGES
+        if (count := int((labels == label).sum())) < least:
+            wanted = f" (images_per_novel_class={images_per_novel_class})" if least > MIN_IMAGES else ""
+            raise ValueError(f"class {data.class_names[index]!r} has {count} images to train on, not {least}{wanted}.")
     old, new = range(len(base)), range(len(base), len(classes))
     sides = {
         "base": replace(
@@ -96,10 +98,12 @@ def split_classes(
 def select_classes(data: ImageClasses, classes: Sequence[int]) -> ImageClasses:
     """Images of these classes only, under labels that say their places in `classes`."""
     place = {index: label for label, index in enumerate(classes)}
+    train: Any = data.train
+    validation: Any = data.validation
     return replace(
         data,
-        train=_Selected(data.train, _rows(_labels(data.train), classes), place),
-        validation=_Selected(data.validation, _rows(_labels(data.validation), classes), place),
+        train=_Selected(train, _rows(train.labels, classes), place),
+        validation=_Selected(validation, _rows(validation.labels, classes), place),
         class_names=[data.class_names[index] for index in classes],
     )
 
@@ -156,8 +160,13 @@ def _is_group(value: Any) -> bool:
 class _Selected(Dataset[dict[str, Any]]):
     """Some rows of a data set of labelled images, under other labels."""
 
-    def __init__(self, images: Dataset[dict[str, Any]], rows: Sequence[int], place: Mapping[int, int]) -> None:
+    def __init__(self, images: Any, rows: Sequence[int], place: Mapping[int, int]) -> None:
         self.images, self.rows, self.place = images, rows, place
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,), for which no image is decoded."""
+        return np.array([self.place[label] for label in self.images.labels[self.rows].tolist()], dtype=int)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -167,18 +176,11 @@ class _Selected(Dataset[dict[str, Any]]):
         return {**item, "labels": self.place[item["labels"]]}
 
 
-def _only(images: Dataset[dict[str, Any]], labels: range, each: int | None = None) -> Dataset[dict[str, Any]]:
+def _only(images: Any, labels: range, each: int | None = None) -> Dataset[dict[str, Any]]:
     """Images with labels of this range, of each label the first so many."""
-    return _Selected(images, _rows(_labels(images), labels, each), {label: label for label in labels})
+    return _Selected(images, _rows(images.labels, labels, each), {label: label for label in labels})
 
 
 def _rows(labels: np.ndarray, wanted: Sequence[int], each: int | None = None) -> list[int]:
     chosen = [np.flatnonzero(labels == label)[:each] for label in wanted]
     return np.sort(np.concatenate(chosen)).tolist()
-
-
-def _labels(images: Any) -> np.ndarray:
-    """Labels (n,) of a data set, whose images need not be decoded for it."""
-    if isinstance(images, _Selected):
-        return np.array([images.place[label] for label in _labels(images.images)[images.rows].tolist()], dtype=int)
-    return np.asarray(images.labels)

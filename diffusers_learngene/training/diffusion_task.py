@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
@@ -23,7 +24,7 @@ from .sampler import seeded_generator
 from .tasks import Call, check_patch_size, first_line
 
 
-__all__ = ["DiffusionTask", "load_dit"]
+__all__ = ["DiffusionTask", "check_dit", "load_dit", "model_shape"]
 
 MAX_REAL = 5000  # real images that the Frechet distance takes
 
@@ -107,6 +108,7 @@ class DiffusionTask:
         self.class_names = [data.class_names[label] for label in self.labels]
         self.feature_data = feature_data or data
         self.num_classes = len(data.class_names)
+        self.shape = model_shape(data, vae)
         self.scheduler = noise_scheduler(latents=vae is not None)
         self.train_data: Dataset[Any] = data.train
         validation: Dataset[Any] = data.validation
@@ -117,7 +119,6 @@ class DiffusionTask:
             ]
             self.train_data = cache_latents(vae, data.train, path=files[0])
             validation = cache_latents(vae, data.validation, path=files[1])
-        self.shape: tuple[int, int, int] = tuple(validation[0]["images"].shape)
         self.bank = ValidationBank(validation, self.scheduler, num_samples=720, seed=seed, device=device)
 
     def new_model(
@@ -140,16 +141,7 @@ class DiffusionTask:
 
     def check_model(self, model: DiTTransformer2DModel) -> None:
         """Raise a ValueError if a loaded model cannot take these images or classes."""
-        channels, size, _ = self.shape
-        if (model.config.in_channels, model.config.sample_size) != (channels, size):
-            raise ValueError(
-                f"the model takes {model.config.in_channels} channels of {model.config.sample_size} pixels, the data "
-                f"are {channels} channels of {size}: set resolution, or load a pipeline whose VAE makes its latents."
-            )
-        if model.config.num_embeds_ada_norm < self.num_classes:
-            raise ValueError(
-                f"the data have {self.num_classes} classes, the model {model.config.num_embeds_ada_norm}."
-            )
+        check_dit(model, self.data, self.vae)
         self.num_classes = model.config.num_embeds_ada_norm  # its null class comes after all that it knows
 
     @property
@@ -220,30 +212,60 @@ class DiffusionTask:
 
     def real_samples(self, count: int) -> Tensor:
         """Validation images, classes in turn; a class that runs out starts again."""
-        images, labels = _stack(self.data.validation, MAX_REAL)
-        by_class = [torch.nonzero(labels == label).flatten() for label in self.labels]
-        by_class = [index for index in by_class if len(index)]
-        rows = [
-            by_class[i % len(by_class)][i // len(by_class) % len(by_class[i % len(by_class)])] for i in range(count)
-        ]
-        return images[torch.stack(rows)]
+        images = self.data.validation
+        labels = np.asarray(images.labels)  # type: ignore[attr-defined]
+        by_class = [rows for label in self.labels if len(rows := np.flatnonzero(labels == label))]
+        turns = ((i // len(by_class), by_class[i % len(by_class)]) for i in range(count))
+        return torch.stack([images[int(rows[turn % len(rows)])]["images"] for turn, rows in turns])
 
     def training_images(self) -> Tensor:
-        """The images that it is trained on, (n, C, H, W) in [-1, 1]."""
-        return _stack(self.data.train, MAX_REAL)[0]
+        """The images that it is trained on, (n, C, H, W) in [-1, 1]; of many a sample."""
+        return self._sample(self.data.train)[0]
 
     @cached_property
     def _features(self) -> Any:
-        images, labels = _stack(self.feature_data.train, MAX_REAL)
-        return classifier_features(images, labels, seed=self.seed)
+        return classifier_features(*self._sample(self.feature_data.train), seed=self.seed)
 
     def frechet_distance(self, images: Tensor) -> float:
         """Frechet distance to the validation images in the features of a small classifier (`metrics.features`)."""
-        real = self._features(_stack(self.data.validation, MAX_REAL)[0])
+        real = self._features(self._sample(self.data.validation)[0])
         return load("fid").compute(predictions=self._features(images), reference_features=real)["fid"]
 
+    def _sample(self, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and labels (n,) of all of a data set; of a larger one drawn from all of it, because it
+        may be sorted by class."""
+        length = len(dataset)  # type: ignore[arg-type]
+        rows = torch.randperm(length, generator=seeded_generator(self.seed))[:MAX_REAL].sort().values
+        items = [dataset[row] for row in rows.tolist()]
+        return torch.stack([item["images"] for item in items]), torch.tensor([item["labels"] for item in items])
 
-def _stack(dataset: Dataset[Any], count: int) -> tuple[Tensor, Tensor]:
-    """The first images (n, C, H, W) of a data set, at most `count`, and their labels (n,)."""
-    items = [dataset[i] for i in range(min(count, len(dataset)))]  # type: ignore[arg-type]
-    return torch.stack([item["images"] for item in items]), torch.tensor([item["labels"] for item in items])
+
+def model_shape(data: ImageClasses, vae: AutoencoderKL | None) -> tuple[int, int, int]:
+    """(C, H, W) of what a model works on: images, or their latents.
+
+    Raises:
+        ValueError: the VAE halves the images more often than they can be halved.
+    """
+    if vae is None:
+        return data.channels, data.resolution, data.resolution
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    if data.resolution % factor:
+        raise ValueError(
+            f"resolution={data.resolution} is no multiple of {factor}, by which the VAE makes images smaller: take "
+            f"{max(1, round(data.resolution / factor)) * factor}."
+        )
+    return vae.config["latent_channels"], data.resolution // factor, data.resolution // factor
+
+
+def check_dit(model: DiTTransformer2DModel, data: ImageClasses, vae: AutoencoderKL | None) -> None:
+    """Raise a ValueError if a loaded model cannot take these images or classes."""
+    channels, size, _ = model_shape(data, vae)
+    if (model.config.in_channels, model.config.sample_size) != (channels, size):
+        raise ValueError(
+            f"the model takes {model.config.in_channels} channels of {model.config.sample_size} pixels, the data "
+            f"are {channels} channels of {size}: set resolution, or load a pipeline whose VAE makes its latents."
+        )
+    if model.config.num_embeds_ada_norm < len(data.class_names):
+        raise ValueError(
+            f"the data have {len(data.class_names)} classes, the model {model.config.num_embeds_ada_norm}."
+        )

@@ -79,7 +79,8 @@ def create_accelerator(
         gradient_accumulation_steps: Micro-steps per optimiser step.
 
     Raises:
-        ValueError: For a tracker that is unknown or not installed, and for processes that do not see each other.
+        ValueError: For a tracker that is unknown or not installed, for fp16 on a CPU, and for processes that do not
+            see each other.
     """
     names = [report_to] if isinstance(report_to, str) else list(report_to)
     available = [str(name) for name in get_available_trackers()]
@@ -100,6 +101,8 @@ def create_accelerator(
             InitProcessGroupKwargs(timeout=timedelta(days=1)),  # others wait while one process encodes a data set
         ],
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision='fp16' needs a GPU: on a CPU take 'bf16' or 'no'.")
     check_processes(accelerator)
     _use_all_cores(accelerator)
     settings = {key: value for key, value in (config or {}).items() if value is not None}  # TensorBoard refuses None

@@ -91,6 +91,8 @@ def test_impossible_splits(data, base, novel, message):
 def test_too_few_images(data):
     with pytest.raises(ValueError, match="class 'ant' has 3 images to train on, not 4"):
         split_classes(ImageClasses(labelled([0] * 3 + [1] * 9), data.validation, NAMES[:2], 1, 2))
+    with pytest.raises(ValueError, match=r"'cat' has 6 images to train on, not 7 \(images_per_novel_class=7\)"):
+        split_classes(data, images_per_novel_class=7)
     with pytest.raises(ValueError, match="novel_classes have no validation image"):
         split_classes(ImageClasses(data.train, labelled([0, 1]), NAMES, 1, 2), ["ant"], ["bee"][:0] + ["dog"])
 

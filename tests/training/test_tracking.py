@@ -47,3 +47,9 @@ def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE=2.*ACCELERATE_USE_CPU=true torchrun"):
         check_processes(accelerator)
+
+
+def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="mixed_precision='fp16' needs a GPU: on a CPU take 'bf16' or 'no'"):
+        create_accelerator("test", output_dir=tmp_path / "run", mixed_precision="fp16")
+    assert not (tmp_path / "run").exists()
