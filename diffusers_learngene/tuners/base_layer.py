@@ -48,8 +48,12 @@ class LearngeneLayer(SharingLayer):
         return self._product_is_cheaper(adapter, x.numel() // self.in_features)
 
     def _scaled(self, adapter: str, x: Tensor | None = None) -> Tensor:
-        """The scaler, for the input of `_product` or for a weight, times the adapter's scale: f is linear in it."""
+        """The scaler, for the input of `_product` or for a weight, times the adapter's scale: f is linear in it.
+
+        In the dtype of an input, which differs from the adapter's where PEFT is told not to cast inputs.
+        """
         scaler, scale = self.scaler(adapter)(), self.scaling[adapter]
+        scaler = scaler if x is None else scaler.to(x.dtype)
         return scaler if scale == 1.0 else scaler * scale
 
     # Base weight
@@ -175,9 +179,9 @@ class LearngeneLayer(SharingLayer):
         # x has the dtype that the base layer computes in, be it its own, FSDP's or that of a hook on it.
         dtype = x.dtype
         if not self._factored(adapter, x):
-            return self._linear(x, self._weight(adapter).to(dtype), self._base_bias())
+            return self._linear(x, self._weight(adapter).to(dtype), self._base_bias(dtype))
         x = self._cast_input_dtype(x, self._adapter_dtype(adapter))
-        result = self._product(adapter, x, self._base_bias())
+        result = self._product(adapter, x, self._base_bias(x.dtype))
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # on the meta device, asking is an error
             dtype = torch.get_autocast_dtype(x.device.type)
         return result.to(dtype)
@@ -191,16 +195,17 @@ class LearngeneLayer(SharingLayer):
         """The base layer's own operation with another weight, (out, in)."""
         return F.linear(x, weight, bias)
 
-    def _base_bias(self) -> Tensor | None:
+    def _base_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The base layer's bias as a call would have it, though a generated weight calls nothing."""
         base = self.get_base_layer()
         hook = getattr(base, "_hf_hook", None)
-        if hook is None:
-            return base.bias
-        # accelerate keeps the bias elsewhere until the base layer is called, which a generated weight does not do.
-        hook.pre_forward(base)
+        if hook is not None:  # accelerate keeps the bias elsewhere
+            hook.pre_forward(base)
         bias = base.bias
-        hook.post_forward(base, None)
-        return bias
+        if hook is not None:
+            hook.post_forward(base, None)
+        # diffusers may keep it in a storage dtype.
+        return None if bias is None else bias.to(dtype)
 
     def __repr__(self) -> str:
         return f"{self.adapter_layer_names[0].removesuffix('_bank')}.{super().__repr__()}"

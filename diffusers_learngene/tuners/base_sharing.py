@@ -68,6 +68,8 @@ class Bank(nn.Module):
     ) -> Tensor:
         """W (m1, m2) of a scaler and a shape (m1, m2), or x W^T + bias (..., m1) of x (..., m2).
 
+        The scaler says on which device and in which dtype.
+
         Args:
             offset: rows before W in the fused matrix of its layer.
         """
@@ -130,6 +132,7 @@ class SharingLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._disable_adapters = False
+        self.cast_input_dtype_enabled = True  # PEFT's `disable_input_dtype_casting` and diffusers' hooks set it
 
     @property
     def banks(self) -> nn.ModuleDict:
@@ -177,8 +180,10 @@ class SharingLayer(nn.Module, BaseTunerLayer):
         self.offsets[adapter] = offset
         self.scaling[adapter] = 1.0
         self.modes[adapter] = config.mode
-        # To the base layer's device and dtype, as in PEFT, which then raises half precision to fp32 if it is to.
-        BaseTunerLayer._move_adapter_to_device_of_base_layer(self, adapter)
+        # To the base layer's device and dtype, as in PEFT, which then raises half precision to fp32 if asked. But not
+        # to 8 bits, in which diffusers stores weights and nothing can be computed.
+        own = self.weight.dtype.itemsize == 1
+        (type(self) if own else BaseTunerLayer)._move_adapter_to_device_of_base_layer(self, adapter)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:

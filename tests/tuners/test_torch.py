@@ -3,17 +3,20 @@
 
 import itertools
 import pickle
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import SD3Transformer2DModel, TorchAoConfig
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torchao.quantization import Int8WeightOnlyConfig
 
 from diffusers_learngene import WAVEConfig
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
+from diffusers_learngene.tuners.scalers import plain_name
 from models import MODELS, run
 from tuners.conftest import METHODS
 
@@ -205,3 +208,77 @@ def test_cpu_offload(name, method, factored):
     cpu_offload(tiny.model, execution_device=torch.device("cpu"))
     assert all(p.is_meta for p in tiny.model.parameters())
     torch.testing.assert_close(tiny(), output, **CLOSE)
+
+
+def layerwise_cast(config, storage, compute, *, added_first):
+    """A tiny SD3 with an adapter, stored in one dtype and computed in another."""
+    tiny = MODELS["sd3"]()
+    tiny.model.to(compute)
+    cast(tiny, compute)
+    if added_first:
+        tiny.model.add_adapter(config)
+    tiny.model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=compute)
+    if not added_first:
+        tiny.model.add_adapter(config)
+    return tiny
+
+
+LAYERWISE = [
+    (torch.bfloat16, torch.float32, True),
+    (torch.float8_e4m3fn, torch.float32, False),
+    (torch.float8_e4m3fn, torch.bfloat16, True),
+]
+
+
+@pytest.mark.parametrize(("storage", "compute", "added_first"), LAYERWISE, ids=str)
+def test_layerwise_casting(storage, compute, added_first, method, factored):
+    """diffusers stores the base weights in few bits: the outputs are those of a model whose weights have lost them."""
+    tiny = layerwise_cast(method(), storage, compute, added_first=added_first)
+    assert {p.dtype for name, p in tiny.model.named_parameters() if "ff.net.2.base_layer" in name} == {storage}
+    rounded = MODELS["sd3"]()
+    rounded.model.add_adapter(method())
+    rounded.model.load_state_dict({name: tensor.float() for name, tensor in tiny.model.state_dict().items()})
+    output, expected = tiny(), rounded()
+    close = CLOSE if compute == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    assert output.dtype == compute
+    torch.testing.assert_close(output.float(), expected, **close)
+    assert {p.dtype for name, p in tiny.model.named_parameters() if "ff.net.2.base_layer" in name} == {storage}
+
+
+@pytest.mark.parametrize("name", ["wave", "fine", "kind"])
+def test_layerwise_casting_is_that_of_a_lora(name):
+    """Where PEFT's LoRA leaves what the model computes as it is, stored weights, outputs and gradients alike."""
+    outputs, states = [], []
+    for config in (LoraConfig(target_modules=["to_q", "ff.net.2"]), METHODS[name](init_weights=True)):
+        tiny = layerwise_cast(config, torch.float8_e4m3fn, torch.float32, added_first=True)
+        output = tiny()
+        output.square().mean().backward()
+        trained = [p for p in tiny.model.parameters() if p.requires_grad]
+        assert {p.dtype for p in trained} == {torch.float32} and any(
+            p.grad is not None and p.grad.any() for p in trained
+        )
+        outputs.append(output)
+        states.append({plain_name(key): p for key, p in tiny.model.named_parameters() if not p.requires_grad})
+    torch.testing.assert_close(outputs[0], outputs[1], **CLOSE)
+    assert {key: p.dtype for key, p in states[0].items()} == {key: p.dtype for key, p in states[1].items()}
+
+
+def test_the_input_is_cast_unless_peft_is_told_not_to(method, factored, monkeypatch):
+    tiny = adapted("mlp", method())
+    expected, dtypes = tiny(), []
+    original = LearngeneLayer._product
+
+    def product(layer, adapter, x, bias=None):
+        dtypes.append(x.dtype)
+        return original(layer, adapter, x, bias)
+
+    monkeypatch.setattr(LearngeneLayer, "_product", product)
+    tiny.model.bfloat16()
+    for parameter in (p for n, p in tiny.model.named_parameters() if "learngene_" in n):
+        parameter.data = parameter.data.float()
+    cast(tiny, torch.bfloat16)
+    for context, dtype in ((nullcontext(), torch.float32), (disable_input_dtype_casting(tiny.model), torch.bfloat16)):
+        dtypes.clear()
+        with context:
+            torch.testing.assert_close(tiny().float(), expected, rtol=0.1, atol=0.1)
+        assert set(dtypes) <= {dtype}

@@ -34,7 +34,7 @@ class FactorBank(Bank):
         x: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        u, v = self.u[offset : offset + shape[0]].to(scaler.device), self.v.to(scaler.device)
+        u, v = self.u[offset : offset + shape[0]].to(scaler), self.v.to(scaler)
         return fine.compose(scaler, u, v) if x is None else fine.apply(x, scaler, u, v, bias)
 
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:

@@ -37,7 +37,7 @@ class TailoredBank(FactorBank):
     ) -> Tensor:
         if x is None or gate is None:
             return super().forward(scaler, shape, offset, x, bias)
-        u, v = self.u[offset : offset + shape[0]].to(scaler.device), self.v.to(scaler.device)
+        u, v = self.u[offset : offset + shape[0]].to(scaler), self.v.to(scaler)
         return fine.expand(gate.project(x, self, v, self.users) * scaler, u, bias)
 
     @property
@@ -124,7 +124,7 @@ class KINDLayer(LearngeneLayer):
         return gate
 
     def _scaled(self, adapter: str, x: Tensor | None = None) -> Tensor:
-        sigma = super()._scaled(adapter)
+        sigma = super()._scaled(adapter, x)
         if not self._is_gated(adapter):
             return sigma
         units = self._one_class(adapter) if x is None else self._units(adapter, x)

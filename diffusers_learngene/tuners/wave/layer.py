@@ -34,7 +34,7 @@ class TemplateBank(Bank):
         bias: Tensor | None = None,
     ) -> Tensor:
         """As `Bank`; every row of the fused matrix has the same templates."""
-        templates = self.templates.to(scaler.device)
+        templates = self.templates.to(scaler)
         if x is None:
             return wave.compose(scaler, templates, shape=shape)
         return wave.apply(x, scaler, templates, bias, shape=shape)
