@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers, on_main_process
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 
 
 __all__ = ["JSONLTracker", "available_cores", "check_processes", "create_accelerator"]
@@ -91,6 +96,10 @@ def create_accelerator(
             )
         if name not in available:
             raise ValueError(f"report_to={name!r} is not installed: `pip install {name}`, or leave report_to out.")
+    # Asked of torch, because an `Accelerator` that was refused would leave its precision to the next in the process.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if on_cpu and (mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
+        raise ValueError("mixed_precision='fp16' needs a GPU: on a CPU take 'bf16' or 'no'.")
     accelerator = Accelerator(
         log_with=[JSONLTracker(Path(output_dir, "log.jsonl")), *names],
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(Path(output_dir, "logs"))),
@@ -101,8 +110,6 @@ def create_accelerator(
             InitProcessGroupKwargs(timeout=timedelta(days=1)),  # others wait while one process encodes a data set
         ],
     )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed_precision='fp16' needs a GPU: on a CPU take 'bf16' or 'no'.")
     check_processes(accelerator)
     _use_all_cores(accelerator)
     settings = {key: value for key, value in (config or {}).items() if value is not None}  # TensorBoard refuses None
