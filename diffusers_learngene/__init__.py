@@ -23,6 +23,7 @@ from .tuners import (
     set_scalers_,
     to_lora,
 )
+from .version import __version__
 
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from .learngene import Learngene, LearngeneError
     from .pipelines.cretok import CreTokPipeline
     from .pipelines.token import CreTok, CreTokError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Circuit",

@@ -26,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .files import write_tensors
-from .integrations import LearngenePeftType, learngene_config_class
+from .hub.files import write_tensors
+from .integrations import learngene_config_class
 from .tuners.base_config import LearngeneConfig
+from .tuners.peft_types import LearngenePeftType
 from .tuners.scalers import PREFIX, check_tensors
 from .tuners.weighted import WeightedSum
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only file that writes into other libraries' tables.
 
-PEFT looks everything about a method up in four dicts keyed by `config.peft_type`. Its own enum of types is closed, but
-the dicts take any key that hashes like the string in `adapter_config.json`: an enum of ours whose members' names equal
-their values does (`Enum.__hash__` hashes the name), and it has the `.value` that transformers reads.
+PEFT looks everything about a method up in a few dicts; `tuners.peft_types` says why ours can be keys of them.
 
 diffusers knows no plugins: a bare `custom_pipeline` name is looked up in a repository of its own, over the network.
 So three public class methods of `DiffusionPipeline` are wrapped, and look whether the name is ours first. Importing
@@ -14,27 +12,15 @@ parent (in a light module) is told to wrap it when it is made.
 import functools
 import sys
 from collections.abc import Callable
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-
-if TYPE_CHECKING:
-    from .tuners.base_config import LearngeneConfig
-
-
-class LearngenePeftType(str, Enum):  # noqa: UP042 (StrEnum would be equal; PEFT's own types derive from both as well)
-    """PEFT types of this package. The long names keep clear of PEFT's own, present (`WAVEFT`) and future."""
-
-    LEARNGENE_WAVE = "LEARNGENE_WAVE"
-    LEARNGENE_FINE = "LEARNGENE_FINE"
-    LEARNGENE_KIND = "LEARNGENE_KIND"
-
-    @property
-    def prefix(self) -> str:
-        """What the names of the method's tensors start with; transformers expects exactly this form."""
-        return self.value.lower() + "_"
+from .tuners.base_config import LearngeneConfig
+from .tuners.fine import FINEConfig, FINEModel
+from .tuners.kind import KINDConfig, KINDModel
+from .tuners.peft_types import LearngenePeftType
+from .tuners.wave import WAVEConfig, WAVEModel
 
 
 def register_peft_methods() -> None:
@@ -43,10 +29,6 @@ def register_peft_methods() -> None:
     Raises:
         KeyError: another package has registered one of our names.
     """
-    from .tuners.fine import FINEConfig, FINEModel
-    from .tuners.kind import KINDConfig, KINDModel
-    from .tuners.wave import WAVEConfig, WAVEModel
-
     entries = [
         (table, peft_type, entry)
         for peft_type, config, model in (
@@ -67,7 +49,7 @@ def register_peft_methods() -> None:
         table[peft_type] = entry
 
 
-def learngene_config_class(peft_type: str) -> "type[LearngeneConfig] | None":
+def learngene_config_class(peft_type: str) -> type[LearngeneConfig] | None:
     """The config class of one of our methods, None for every other name."""
     return PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] if peft_type in LearngenePeftType.__members__ else None
 

@@ -76,11 +76,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
+    from diffusers_learngene.data.pairs import read_pairs
     from diffusers_learngene.pipelines.token import check_token
+    from diffusers_learngene.runs.run import start_training_run
     from diffusers_learngene.training.cretok import random_rows, word_rows
     from diffusers_learngene.training.cretok_steps import Training, load_encoders, theta_of
-    from diffusers_learngene.training.pairs import read_pairs
-    from diffusers_learngene.training.run import start_training_run
 
     check_token(args.placeholder_token)
     pairs = read_pairs(args.pairs_file)

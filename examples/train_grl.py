@@ -59,8 +59,8 @@ def main(args: argparse.Namespace) -> dict | None:
     from diffusers_learngene.evolution.grl.evaluation import examine
     from diffusers_learngene.evolution.grl.steps import evolutions, publish, report, settings
     from diffusers_learngene.evolution.grl.workers import Workers
-    from diffusers_learngene.training.run import start_run
-    from diffusers_learngene.training.tracking import available_cores
+    from diffusers_learngene.runs.run import start_run
+    from diffusers_learngene.runs.tracking import available_cores
 
     preset = settings(args)
     accelerator = start_run("train_grl", args)

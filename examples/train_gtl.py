@@ -117,7 +117,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene.evolution.gtl import steps
-    from diffusers_learngene.training.run import start_run
+    from diffusers_learngene.runs.run import start_run
 
     accelerator = start_run("train_gtl", args, mixed_precision="no")
 

@@ -30,9 +30,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene import Learngene, WAVEConfig
+    from diffusers_learngene.runs.run import start_training_run
     from diffusers_learngene.training.arguments import load_task, training_options
     from diffusers_learngene.training.condensing import distil
-    from diffusers_learngene.training.run import start_training_run
     from diffusers_learngene.training.steps import compare, plan_sizes, publish, train_ancestry
 
     accelerator = start_training_run("train_wave", args)

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DeiTModel
 
 from diffusers_learngene import FINEConfig, Learngene, WAVEConfig
-from diffusers_learngene.blocks import find_matrices, find_stacks, group_matrices
+from diffusers_learngene.anatomy.blocks import find_matrices, find_stacks, group_matrices
 from diffusers_learngene.functional import fine, wave
 from diffusers_learngene.tuners.base_config import LearngeneConfig
 from models import MODELS, Tiny

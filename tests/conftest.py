@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All tests, and all processes that they start, talk to the stand-in of `hub.py` instead of the Hugging Face Hub."""
+"""All tests, and all processes that they start, talk to the stand-in of `hub_stub.py` instead of the Hub."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from hub import Hub
+from hub_stub import Hub
 
 
 assert "huggingface_hub" not in sys.modules, "huggingface_hub reads its endpoint at import: set it before"

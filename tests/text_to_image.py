@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from diffusers_learngene import CreTok
+from diffusers_learngene.data.toy_world import train_clip_tokenizer
 from diffusers_learngene.pipelines.token import CreTokConfig
-from diffusers_learngene.training.toy_world import train_clip_tokenizer
 
 
 CORPUS = [

@@ -4,7 +4,7 @@
 import os
 from collections.abc import Sequence
 
-from ..training.plots import COLORS, FAINT, INK, new_figure, save_figure
+from ..runs.plots import COLORS, FAINT, INK, new_figure, save_figure
 from .lineage import Individual, Lineage
 
 

@@ -10,10 +10,10 @@ as Weight Selection does (Xu et al., ICLR 2024, arXiv 2311.18823): along every a
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.models import empty_model, model_config, prepare_ancestry_
+from ..anatomy.sizes import override_config
 from ..functional.resize import relative_layers
-from ..layout import layout_of, stack, unstack
-from ..models import empty_model, model_config, prepare_ancestry_
-from ..sizes import override_config
+from ..learngene.layout import layout_of, stack, unstack
 
 
 def selection(ancestry: nn.Module, overrides: dict, *, gain: float = 1.0) -> nn.Module:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics as modules of `evaluate`, shipped with the package: `evaluate.load` by a bare name would ask the Hub.
 
-Each folder is laid out as a Space of a metric on the Hub (`fid/fid.py`, README.md, requirements.txt).
+Here lives one folder a metric, laid out as a Space of a metric on the Hub (`fid/fid.py`, README.md, requirements.txt),
+and `features`, what they are computed of. Not here: when a run measures what (`training/`).
 """
 
 from importlib.resources import files

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..descriptions import (
+from ..hub.descriptions import (
     check_settings,
     check_version,
     described_file,
@@ -26,8 +26,8 @@ from ..descriptions import (
     finite_tensors,
     read_tensors,
 )
-from ..files import HUB_ID
-from ..hub import SharedArtefact
+from ..hub.files import HUB_ID
+from ..hub.shared import SharedArtefact
 from .prompts import PLAIN_WORD, TEMPLATE, TOKEN, adaptive_prompt
 
 

@@ -21,13 +21,13 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..dit import LabelInit, join_label_rows_, train_label_rows_
+from ..anatomy.dit import LabelInit, join_label_rows_, train_label_rows_
 from ..learngene import Learngene
+from ..runs.loop import TrainingOptions
+from ..runs.plots import image_grid
+from ..runs.report import format_table, mean_curves, mean_rows
 from ..tuners.kind import class_gate
 from .diffusion_task import DiffusionTask
-from .loop import TrainingOptions
-from .plots import image_grid
-from .report import format_table, mean_curves, mean_rows
 from .trials import Trials, evaluation_steps
 from .ways import Adapter, add_adapter, count_flops, count_parameters, with_classes
 

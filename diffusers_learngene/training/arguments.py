@@ -8,16 +8,16 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel
 
-from .class_split import read_class_groups, select_classes, split_classes
+from ..data.class_split import read_class_groups, select_classes, split_classes
+from ..data.image_classes import ImageClasses, load_images
+from ..runs.loop import TrainingOptions
 from .classification_task import ClassificationTask, load_classifier
-from .data import ImageClasses, load_image_classes
 from .diffusion_task import DiffusionTask, check_dit, load_dit, model_shape
-from .loop import TrainingOptions
 from .tasks import Task, check_patch_size
 from .ways import with_classes
 
 
-__all__ = ["load_class_tasks", "load_images", "load_task", "training_options"]
+__all__ = ["load_class_tasks", "load_task", "training_options"]
 
 
 def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
@@ -82,23 +82,6 @@ def load_class_tasks(
         model = model or _new_model(args, base)
     base.check_model(model)
     return base, novel, model, groups
-
-
-def load_images(args: Namespace, *, random_flip: bool = False, pool_splits: bool = False) -> ImageClasses:
-    """The images that `args` name; see `load_image_classes`."""
-    return load_image_classes(
-        args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        train_data_dir=args.train_data_dir,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        resolution=args.resolution,
-        center_crop=args.center_crop,
-        random_flip=random_flip,
-        seed=args.seed,
-        broken_images=args.broken_images,
-        pool_splits=pool_splits,
-    )
 
 
 def _load_dit(args: Namespace) -> tuple[Any, Any]:

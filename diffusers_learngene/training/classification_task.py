@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from .checkpoints import describe_samples
-from .data import ImageClasses
+from ..data.image_classes import ImageClasses
+from ..runs.checkpoints import describe_samples
 from .tasks import Call, check_patch_size, first_line
 
 

@@ -14,12 +14,13 @@ from typing import Any, get_args
 from accelerate import Accelerator
 from torch import nn
 
+from ..anatomy import scratch
+from ..anatomy.models import model_config
+from ..anatomy.sizes import depth_key
 from ..functional.resize import DepthInit
-from ..initializers import scratch, selection
+from ..initializers import selection
 from ..learngene import Learngene
-from ..models import model_config
-from ..sizes import depth_key
-from .loop import TrainingOptions
+from ..runs.loop import TrainingOptions
 from .tasks import Task
 from .trials import History, Trials, evaluation_steps
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ..layout import unstack
+from ..anatomy.models import empty_model, model_config
+from ..anatomy.sizes import override_config
 from ..learngene import Learngene
-from ..models import empty_model, model_config
-from ..sizes import override_config
-from .checkpoints import digest
-from .loop import TrainingOptions, train
-from .sampler import seeded_generator
+from ..learngene.layout import unstack
+from ..runs.checkpoints import digest
+from ..runs.loop import TrainingOptions, train
+from ..runs.sampler import seeded_generator
 from .tasks import Task
 
 

@@ -23,11 +23,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.pairs import Pair
 from ..pipelines.encoders import ClipEncoder
 from ..pipelines.prompts import TEMPLATE, adaptive_prompt, restrictive_prompts
-from .loop import TrainingOptions, train
-from .pairs import Pair
-from .sampler import seeded_generator
+from ..runs.loop import TrainingOptions, train
+from ..runs.sampler import seeded_generator
 
 
 __all__ = [

@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
-from ..files import hub_id
+from ..data.pairs import Pair, PairList
+from ..data.toy_world import ToyWorld, create_clip, train_clip_tokenizer
+from ..hub.files import hub_id
 from ..pipelines.cretok import CreTokPipeline, family_of
 from ..pipelines.encoders import ClipEncoder, load_clip_encoders
 from ..pipelines.prompts import blend_prompt
 from ..pipelines.token import CreTok, CreTokConfig
+from ..runs.loop import TrainingOptions, train
+from ..runs.plots import curves, histograms, image_grid
+from ..runs.report import format_cell, format_table, provenance, write_json
+from ..runs.run import publish_artefact
 from .cretok import TokenRows, check_saturation, cosines, encode_pairs, mean_cosine, train_token
-from .loop import TrainingOptions, train
-from .pairs import Pair, PairList
-from .plots import curves, histograms, image_grid
-from .report import format_cell, format_table, provenance, write_json
-from .run import publish_artefact
-from .toy_world import ToyWorld, create_clip, train_clip_tokenizer
 
 
 __all__ = ["Training", "draw_examples", "load_encoders", "theta_of"]

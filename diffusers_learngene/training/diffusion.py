@@ -16,8 +16,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
-from ..dit import drop_labels
-from .sampler import seeded_generator
+from ..anatomy.dit import drop_labels
+from ..runs.sampler import seeded_generator
 
 
 __all__ = ["ValidationBank", "denoising_loss", "draw_noise", "noise_scheduler", "predict_noise", "sample"]

@@ -13,14 +13,14 @@ from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..dit import create_dit, drop_labels
+from ..anatomy.dit import create_dit, drop_labels
+from ..data.image_classes import ImageClasses
+from ..data.latents import cache_latents, decode_latents
 from ..metrics import load
 from ..metrics.features import classifier_features
-from .checkpoints import digest
-from .data import ImageClasses
+from ..runs.checkpoints import digest
+from ..runs.sampler import seeded_generator
 from .diffusion import ValidationBank, denoising_loss, draw_noise, noise_scheduler, predict_noise, sample
-from .latents import cache_latents, decode_latents
-from .sampler import seeded_generator
 from .tasks import Call, check_patch_size, first_line
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ..files import hub_id
+from ..anatomy.models import enable_gradient_checkpointing_, model_config
+from ..anatomy.sizes import depth_key, size_overrides, width_overrides
+from ..hub.files import hub_id
 from ..learngene import Learngene
-from ..models import enable_gradient_checkpointing_, model_config
-from ..sizes import depth_key, size_overrides, width_overrides
+from ..runs.loop import train
+from ..runs.run import publish_artefact
 from .arguments import training_options
 from .comparison import Comparison
-from .loop import train
-from .run import publish_artefact
 from .tasks import Task, signature_of
 from .trials import Trials
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..models import model_config
+from ..anatomy.models import model_config
 
 
 __all__ = ["Call", "Task", "check_patch_size", "first_line", "signature_of"]

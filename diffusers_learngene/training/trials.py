@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..models import enable_gradient_checkpointing_
-from .loop import TrainingOptions, train
-from .plots import curves, image_grid
-from .report import format_cell, format_table, provenance, write_json
+from ..anatomy.models import enable_gradient_checkpointing_
+from ..runs.loop import TrainingOptions, train
+from ..runs.plots import curves, image_grid
+from ..runs.report import format_cell, format_table, provenance, write_json
 from .tasks import Task, signature_of
 
 

@@ -9,9 +9,9 @@ from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..blocks import default_targets, find_matrices
-from ..dit import LabelInit, label_table, new_label_rows
-from ..models import empty_model, model_config, with_labels
+from ..anatomy.blocks import default_targets, find_matrices
+from ..anatomy.dit import LabelInit, label_table, new_label_rows
+from ..anatomy.models import empty_model, model_config, with_labels
 from .diffusion_task import DiffusionTask
 
 

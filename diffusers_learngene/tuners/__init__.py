@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT methods: adapters whose layers share a learngene. What they have in common is in `base_*.py`."""
+"""PEFT methods: adapters whose layers share a learngene.
+
+Here lives PEFT's side of each method, as PEFT's own tuners are laid out (`wave/`, `fine/`, `kind/`: config, layer,
+model), and in `base_*.py` what they have in common. Not here: the artefact (`learngene/`), and entries in PEFT's tables
+(`integrations.py`).
+"""
 
 from .base_model import SharedGroup, shared_groups
 from .fine import FINEConfig, FINEModel, save_as_lora, to_lora

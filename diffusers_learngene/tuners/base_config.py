@@ -5,13 +5,14 @@ A config may come from a stranger's JSON, so that every field is checked for typ
 allocated, and no field names a module to import, a path or a URL.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
 
-from ..blocks import Group
+from ..anatomy.blocks import Group
 
 
 Mode = Literal["add", "generate"]
@@ -134,7 +135,7 @@ def check_names(name: str, value: Any, pattern: bool = True) -> Any:
     """Names as a list, or a pattern as it is.
 
     Raises:
-        ValueError: neither, or longer than `MAX_PATTERN_LENGTH`.
+        ValueError: neither, longer than `MAX_PATTERN_LENGTH`, or a pattern that is no regular expression.
     """
     if value is None:
         return None
@@ -145,4 +146,9 @@ def check_names(name: str, value: Any, pattern: bool = True) -> Any:
     for item in given:
         if len(item) > MAX_PATTERN_LENGTH:
             raise ValueError(f"{name} holds a string of {len(item)} characters, more than {MAX_PATTERN_LENGTH}.")
+        if isinstance(value, str) or name == "layers_pattern":
+            try:
+                re.compile(item)
+            except re.error as error:
+                raise ValueError(f"{name}={item!r} is no regular expression: {error}.") from error
     return value if isinstance(value, str) else list(value)

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils.quantization_utils import quantization_extra_repr
 from torch import Tensor, nn
 
-from ..blocks import matrix_to_weight
+from ..anatomy.blocks import matrix_to_weight
 from .base_sharing import SharingLayer
 
 

@@ -7,7 +7,8 @@ tuner object keeps no tensors: diffusers and transformers throw it away after th
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +23,12 @@ from peft.tuners.tuners_utils import (
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 
-from ..blocks import Group, Matrix, default_targets, find_stacks, group_modules, matrix_shape, unwrap
+from ..anatomy.blocks import Group, Matrix, default_targets, find_stacks, group_modules, matrix_shape, unwrap
+from ..anatomy.tracing import uncalled_modules
 from .base_config import LearngeneConfig
 from .base_layer import LearngeneLayer
 from .base_sharing import Bank, Scaler, share_key
+from .names import check_adapter_name
 from .weighted import WeightedSum
 
 
@@ -103,7 +106,7 @@ class LearngeneModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if peft_config.target_modules is None:
             try:
-                targets = default_targets(self.model)
+                targets = default_targets(self.model, uncalled_modules(self.model))
             except ValueError as error:
                 raise ValueError(f"{error} Name the layers to adapt in target_modules.") from error
             peft_config.target_modules = set(targets)
@@ -164,6 +167,7 @@ class LearngeneModel(BaseTuner):
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """As `BaseTuner.inject_adapter`; all or nothing."""
+        check_adapter_name(adapter_name, model, self.prefix)
         self._stacks = tuple(find_stacks(model))
         self._named_in_file: set[str] | None = None
         if self.tuner_layer_cls.scaler_scope != "matrix":
@@ -260,6 +264,16 @@ class LearngeneModel(BaseTuner):
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     # Several adapters
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Around a PeftModel's forward, whose arguments these are."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"adapter_names={kwargs['adapter_names']!r}: layers of {type(self).__name__} have one set of active "
+                "adapters for a whole batch: use set_adapter, and a batch for each."
+            )
+        yield
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
         """Add the weighted sum of adapters, exactly, as a new adapter, which is not active yet.

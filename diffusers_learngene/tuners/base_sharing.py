@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 
-from ..blocks import Group, Matrix, matrix_shape
+from ..anatomy.blocks import Group, Matrix, matrix_shape
 from .base_config import LearngeneConfig
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocks import Group, group_modules
+from ..anatomy.blocks import Group, group_modules
 from .base_config import LearngeneConfig
 from .base_sharing import Bank, share_key
 from .scalers import adapted_layers, adapter_config, target_modules

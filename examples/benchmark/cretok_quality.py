@@ -71,11 +71,11 @@ from tqdm.auto import tqdm  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel  # noqa: E402
 
 from diffusers_learngene import CreTok, CreTokPipeline  # noqa: E402
+from diffusers_learngene.data.pairs import Pair, read_pairs  # noqa: E402
 from diffusers_learngene.pipelines.cretok import CreTokFluxPipeline  # noqa: E402
 from diffusers_learngene.pipelines.prompts import blend_prompt, with_article  # noqa: E402
-from diffusers_learngene.training.pairs import Pair, read_pairs  # noqa: E402
-from diffusers_learngene.training.plots import image_grid  # noqa: E402
-from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
+from diffusers_learngene.runs.plots import image_grid  # noqa: E402
+from diffusers_learngene.runs.report import format_table, provenance, write_json  # noqa: E402
 
 
 Scorer = Callable[[Any, Pair], dict[str, float]]  # of a Pillow image

@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from diffusers_learngene.data.pairs import Pair, read_pairs
+from diffusers_learngene.data.toy_world import ToyWorld, train_clip_tokenizer
 from diffusers_learngene.pipelines.encoders import ClipEncoder, put_row_
 from diffusers_learngene.pipelines.prompts import TOKEN, adaptive_prompt, restrictive_prompts
+from diffusers_learngene.runs.report import format_table, provenance, write_json
 from diffusers_learngene.training.cretok import TokenRows, blend_loss, cosines, embed, encode_pairs, random_rows
-from diffusers_learngene.training.pairs import Pair, read_pairs
-from diffusers_learngene.training.report import format_table, provenance, write_json
-from diffusers_learngene.training.toy_world import ToyWorld, train_clip_tokenizer
 
 
 PAIRS = Path(__file__).parents[1] / "data" / "cangjie_style.json"

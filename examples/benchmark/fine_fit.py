@@ -25,10 +25,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from diffusers_learngene import blocks
+from diffusers_learngene.anatomy import blocks, scratch
+from diffusers_learngene.data.image_classes import load_image_classes
 from diffusers_learngene.functional import fine, wave
-from diffusers_learngene.initializers import scratch
-from diffusers_learngene.training.data import load_image_classes
 from diffusers_learngene.training.diffusion_task import DiffusionTask, load_dit
 
 

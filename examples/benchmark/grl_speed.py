@@ -84,8 +84,8 @@ SIDES = {"bare": bare, "life": life, "sb3": sb3}
 
 
 def main(args: argparse.Namespace) -> list[dict]:
-    from diffusers_learngene.training.report import format_table, provenance, write_json
-    from diffusers_learngene.training.tracking import available_cores
+    from diffusers_learngene.runs.report import format_table, provenance, write_json
+    from diffusers_learngene.runs.tracking import available_cores
 
     workers = args.num_workers or available_cores()
     speeds: dict[str, list[float]] = {name: [] for name in SIDES}

@@ -38,7 +38,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap  # noqa: 
 
 from diffusers_learngene.evolution.gtl.networks import NetworkConfig, create_network  # noqa: E402
 from diffusers_learngene.evolution.gtl.population import Population  # noqa: E402
-from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
+from diffusers_learngene.runs.report import format_table, provenance, write_json  # noqa: E402
 
 
 def main(args: argparse.Namespace) -> dict:

@@ -48,8 +48,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from diffusers_learngene import KINDConfig, class_gate  # noqa: E402
-from diffusers_learngene.dit import DIT_SIZES  # noqa: E402
-from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
+from diffusers_learngene.anatomy.dit import DIT_SIZES  # noqa: E402
+from diffusers_learngene.runs.report import format_table, provenance, write_json  # noqa: E402
 from diffusers_learngene.tuners.base_layer import LearngeneLayer  # noqa: E402
 
 

@@ -59,12 +59,12 @@ from torch import Tensor, nn  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from diffusers_learngene import FINEConfig, Learngene, WAVEConfig  # noqa: E402
-from diffusers_learngene.dit import DIT_SIZES  # noqa: E402
+from diffusers_learngene.anatomy.dit import DIT_SIZES  # noqa: E402
+from diffusers_learngene.anatomy.models import empty_model, tensors_of  # noqa: E402
 from diffusers_learngene.functional import wave  # noqa: E402
-from diffusers_learngene.method import Start  # noqa: E402
-from diffusers_learngene.models import empty_model, tensors_of  # noqa: E402
+from diffusers_learngene.learngene.methods.protocol import Start  # noqa: E402
+from diffusers_learngene.runs.report import format_table, provenance, write_json  # noqa: E402
 from diffusers_learngene.training.condensing import ElasticModel  # noqa: E402
-from diffusers_learngene.training.report import format_table, provenance, write_json  # noqa: E402
 from diffusers_learngene.tuners.base_config import LearngeneConfig  # noqa: E402
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from diffusers_learngene.evolution.selection import ancestor_credit, draw, tournament
-from diffusers_learngene.training.sampler import seeded_generator
+from diffusers_learngene.runs.sampler import seeded_generator
 
 
 def test_the_fittest_of_every_group_wins():

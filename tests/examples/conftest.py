@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from diffusers_learngene.training import data
+from diffusers_learngene.data import image_classes as data
 
 
 ROOT = Path(__file__).parents[2]

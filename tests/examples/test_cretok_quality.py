@@ -19,7 +19,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from diffusers_learngene.training.toy_world import create_clip
+from diffusers_learngene.data.toy_world import create_clip
 from text_to_image import FAMILIES, clip_tokenizer, make_cretok, pipeline
 
 

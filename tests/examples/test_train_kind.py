@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from diffusers_learngene import Learngene
-from diffusers_learngene.dit import create_dit
+from diffusers_learngene.anatomy.dit import create_dit
 
 
 RATES = ("--learning_rate", "0.05", "--tailor_learning_rate", "0.1")  # so that a few steps do something

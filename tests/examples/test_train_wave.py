@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from diffusers_learngene import Learngene
-from diffusers_learngene.dit import create_dit
-from diffusers_learngene.training import data
+from diffusers_learngene.anatomy.dit import create_dit
+from diffusers_learngene.data import image_classes as data
+from diffusers_learngene.runs.tracking import create_accelerator
 from diffusers_learngene.training.condensing import ElasticModel
-from diffusers_learngene.training.tracking import create_accelerator
 
 
 SIZES = ("--descend_sizes", "4", "2x1", "4x2")  # the last is the first again

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from diffusers_learngene.data.image_classes import load_image_classes
 from diffusers_learngene.metrics import load
 from diffusers_learngene.metrics.features import classifier_features
-from diffusers_learngene.training.data import load_image_classes
 
 
 def test_the_distance_orders_what_eyes_would_order():

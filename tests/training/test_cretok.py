@@ -12,6 +12,8 @@ from accelerate.state import AcceleratorState, PartialState
 
 from diffusers_learngene.pipelines.encoders import ClipEncoder, put_row_
 from diffusers_learngene.pipelines.prompts import restrictive_prompts
+from diffusers_learngene.runs.loop import TrainingOptions
+from diffusers_learngene.runs.sampler import StepBatchSampler
 from diffusers_learngene.training.cretok import (
     TEXT_EMBEDDINGS,
     TokenRows,
@@ -25,8 +27,6 @@ from diffusers_learngene.training.cretok import (
     train_token,
     word_rows,
 )
-from diffusers_learngene.training.loop import TrainingOptions
-from diffusers_learngene.training.sampler import StepBatchSampler
 from text_to_image import clip_encoder, clip_tokenizer
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
-from diffusers_learngene.dit import create_dit
+from diffusers_learngene.anatomy.dit import create_dit
+from diffusers_learngene.data.latents import decode_latents
 from diffusers_learngene.training.diffusion import (
     ValidationBank,
     denoising_loss,
@@ -14,7 +15,6 @@ from diffusers_learngene.training.diffusion import (
     predict_noise,
     sample,
 )
-from diffusers_learngene.training.latents import decode_latents
 
 
 CONFIG = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "sample_size": 8}

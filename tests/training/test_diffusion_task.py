@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from diffusers_learngene.dit import create_dit
+from diffusers_learngene.anatomy.dit import create_dit
+from diffusers_learngene.data.image_classes import ImageClasses
+from diffusers_learngene.data.images import LabelledImages
 from diffusers_learngene.training import arguments, diffusion_task
-from diffusers_learngene.training.data import ImageClasses
 from diffusers_learngene.training.diffusion_task import DiffusionTask
-from diffusers_learngene.training.images import LabelledImages
 
 
 NAMES = ["ant", "bee", "cat"]

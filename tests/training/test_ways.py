@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from diffusers_learngene import KINDConfig, Learngene
-from diffusers_learngene.dit import create_dit
-from diffusers_learngene.training.report import mean_curves, mean_rows
+from diffusers_learngene.anatomy.dit import create_dit
+from diffusers_learngene.runs.report import mean_curves, mean_rows
 from diffusers_learngene.training.ways import (
     add_adapter,
     count_flops,

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig, class_gate  # noqa: E402
-from diffusers_learngene.blocks import find_stacks  # noqa: E402
+from diffusers_learngene.anatomy.blocks import find_stacks  # noqa: E402
 from diffusers_learngene.tuners.base_layer import LearngeneLayer  # noqa: E402
 from diffusers_learngene.tuners.base_model import shared_groups  # noqa: E402
 from diffusers_learngene.tuners.kind import KINDLayer  # noqa: E402

@@ -7,7 +7,7 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 
 from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig
-from diffusers_learngene.blocks import group_modules
+from diffusers_learngene.anatomy.blocks import group_modules
 from models import MODELS
 
 
@@ -45,6 +45,9 @@ WRONG = [
     ({"target_modules": "a" * 5000}, "target_modules holds a string of 5000"),
     ({"exclude_modules": ["a" * 5000]}, "exclude_modules holds a string of 5000"),
     ({"modules_to_save": "head"}, "modules_to_save='head'"),
+    ({"target_modules": "(up"}, r"target_modules='\(up' is no regular expression: missing \)"),
+    ({"exclude_modules": "*up"}, r"exclude_modules='\*up' is no regular expression"),
+    ({"layers_pattern": ["[a"], "layers_to_transform": 1}, r"layers_pattern='\[a' is no regular expression"),
     ({"layers_to_transform": -1}, "layers_to_transform=-1"),
     ({"layers_to_transform": [0, True]}, "layers_to_transform=True"),
     ({"layers_to_transform": "0"}, "layers_to_transform='0'"),

@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffusers_learngene.files.save_file", full)
+    monkeypatch.setattr("diffusers_learngene.hub.files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(tiny.model, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

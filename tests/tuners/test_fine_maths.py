@@ -6,8 +6,8 @@ import torch
 from peft import get_peft_model
 
 from diffusers_learngene import FINEConfig
-from diffusers_learngene.dit import DIT_SIZES
-from diffusers_learngene.models import empty_model
+from diffusers_learngene.anatomy.dit import DIT_SIZES
+from diffusers_learngene.anatomy.models import empty_model
 from diffusers_learngene.tuners import shared_groups
 from models import MODELS
 

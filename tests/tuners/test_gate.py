@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_learngene import KINDConfig, class_gate
 from diffusers_learngene.adapters import add_adapter, load_adapter, save_adapter
-from diffusers_learngene.dit import disable_label_dropout_
+from diffusers_learngene.anatomy.dit import disable_label_dropout_
 from diffusers_learngene.tuners.kind import KINDLayer
 from diffusers_learngene.tuners.kind.gate import STATE, Gate, _checkpoint
 from models import MODELS, output_of

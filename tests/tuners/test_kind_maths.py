@@ -7,8 +7,8 @@ from peft import get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_learngene import KINDConfig, class_gate
-from diffusers_learngene.dit import DIT_SIZES
-from diffusers_learngene.models import empty_model
+from diffusers_learngene.anatomy.dit import DIT_SIZES
+from diffusers_learngene.anatomy.models import empty_model
 from diffusers_learngene.tuners import shared_groups
 from models import MODELS
 

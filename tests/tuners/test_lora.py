@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusers_learngene import FINEConfig, WAVEConfig, save_as_lora, to_lora
 from diffusers_learngene.adapters import add_adapter
-from models import MODELS
+from models import MODELS, run
 from tuners.conftest import METHODS
 
 
@@ -147,6 +147,18 @@ def test_names_that_end_like_others():
     config, _ = to_lora(model)
     lora = get_peft_model(model.unload(), config)
     assert set(lora.targeted_module_names) == {"head", "blocks.0.up", "blocks.1.up"}
+
+
+def test_paddings():
+    """A LoRA of a convolution pads with zeros, so only such a layer has one."""
+    tiny = adapted("conv2d", FINEConfig(init_weights=False, target_modules=["up", "shortcut"]))
+    config, tensors = to_lora(tiny.model)
+    lora = get_peft_model(MODELS["conv2d"]().model, config)
+    set_peft_model_state_dict(lora, tensors)
+    torch.testing.assert_close(run(lora, tiny.inputs), tiny(), rtol=1e-4, atol=1e-5)
+    tiny.model.get_base_model().shortcut.base_layer.padding_mode = "reflect"
+    with pytest.raises(ValueError, match="shortcut has padding_mode='reflect'"):
+        to_lora(tiny.model)
 
 
 def test_refused():

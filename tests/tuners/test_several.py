@@ -52,6 +52,23 @@ def together(make, names):
     return tiny
 
 
+@pytest.mark.parametrize("name", ["", "a.b", "weight", "u", "0", "transformer_blocks", "base_layer", "learngene_x"])
+def test_names_that_files_cannot_tell_from_others(name, make):
+    name = name.replace("learngene_x", f"learngene_{make('x').peft_type.split('_')[1].lower()}_bank")
+    tiny = single(make, "x")
+    before, output = tiny.model.state_dict(), tiny()
+    with pytest.raises(ValueError, match=f"adapter_name='{name}' cannot be told from"):
+        tiny.model.add_adapter(name, make("y"))
+    assert tiny.model.state_dict().keys() == before.keys()
+    assert torch.equal(tiny(), output)
+
+
+def test_a_batch_of_several_adapters_is_refused(make):
+    tiny = together(make, "xy")
+    with pytest.raises(ValueError, match=r"adapter_names=\['x', 'y'\]: layers of .* have one set"):
+        tiny.model(**tiny.inputs, adapter_names=["x", "y"])
+
+
 def weights(model, name):
     """Every tensor of an adapter, by its name in the model."""
     return {key: p.detach().clone() for key, p in model.named_parameters() if f".{name}." in key}

@@ -16,7 +16,7 @@ from torch import nn
 from diffusers_learngene import WAVEConfig
 from diffusers_learngene.tuners.base_layer import LearngeneLayer
 from diffusers_learngene.tuners.base_model import shared_groups
-from models import MODELS
+from models import MODELS, Block
 
 
 def adapted(name, **fields):
@@ -85,6 +85,21 @@ def test_default_targets_survive_an_adapter_and_a_saved_module():
     model.add_adapter("second", WAVEConfig())
     names = {key.removeprefix("base_model.model.") for key in shared_layers(model, "second")}
     assert names == {name for name in expect(*BLOCK) if "norm1" not in name}
+
+
+class Reader(Block):
+    """Reads a weight past its layer, as fused attention and state space models do."""
+
+    def forward(self, x):
+        return x + torch.tanh(self.up(self.norm(x))) @ self.down.weight.T
+
+
+def test_what_is_read_without_being_called_is_no_default():
+    model = nn.Module()
+    model.blocks = nn.ModuleList(Reader(nn.Linear(8, 12), nn.Linear(12, 8), nn.LayerNorm(8)) for _ in range(2))
+    assert set(shared_layers(get_peft_model(model, WAVEConfig()))) == {
+        f"base_model.model.blocks.{layer}.up" for layer in range(2)
+    }
 
 
 def shared_layers(model, adapter="default"):

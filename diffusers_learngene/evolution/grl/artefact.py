@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...descriptions import (
+from ...hub.descriptions import (
     check_settings,
     check_version,
     described_file,
@@ -24,7 +24,7 @@ from ...descriptions import (
     finite_tensors,
     read_tensors,
 )
-from ...hub import SharedArtefact
+from ...hub.shared import SharedArtefact
 from .genes import inherit_
 
 

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ...training.sampler import derived_seed, seeded_generator
+from ...runs.sampler import derived_seed, seeded_generator
 from ..selection import draw
 from .evolution import EvolutionConfig, Population, mean_return
 from .genes import gene_types, tensors_of

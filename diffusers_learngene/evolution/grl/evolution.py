@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...training.sampler import derived_seed, seeded_generator
+from ...runs.sampler import derived_seed, seeded_generator
+from ...runs.snapshots import load_snapshot, save_snapshot
 from ..lineage import Individual, Lineage
 from ..selection import tournament
-from ..snapshots import load_snapshot, save_snapshot
 from .genes import GeneType, gene_size, layer_sizes, tensors_of
 from .life import Life, LifeConfig, Statistics, fitness_of
 from .network import Actor

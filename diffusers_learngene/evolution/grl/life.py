@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from ...training.sampler import derived_seed
-from ..threads import one_torch_thread
+from ...runs.sampler import derived_seed
+from ...runs.threads import one_torch_thread
 from .network import Actor, Adam, Array, Batch, LossWeights, Network
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ...training.sampler import seeded_generator
+from ...runs.sampler import seeded_generator
 
 
 __all__ = ["DEPTH", "HEADS", "WIDTH", "Actor", "Adam", "Batch", "LossWeights", "Network", "actor_shapes"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...training.plots import INK, new_figure, save_figure
+from ...runs.plots import INK, new_figure, save_figure
 from .evolution import Heir
 from .life import LifeConfig, make_environment
 from .network import Network

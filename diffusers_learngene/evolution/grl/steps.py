@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ...training.checkpoints import resolve_checkpoint
-from ...training.plots import curves
-from ...training.report import format_cell, format_table, provenance, write_json
-from ...training.run import publish_artefact
+from ...runs.checkpoints import resolve_checkpoint
+from ...runs.plots import curves
+from ...runs.report import format_cell, format_table, provenance, write_json
+from ...runs.run import publish_artefact
 from ..plots import draw_lineage
 from .artefact import Gene, GeneConfig
 from .environment import ANT

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...descriptions import (
+from ...hub.descriptions import (
     check_settings,
     check_version,
     described_file,
@@ -27,7 +27,7 @@ from ...descriptions import (
     finite_tensors,
     read_tensors,
 )
-from ...hub import SharedArtefact
+from ...hub.shared import SharedArtefact
 from .circuit import IndexSets, circuit_sizes, extract, inherit_, parameters
 from .networks import (
     INPUT,

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...training.sampler import derived_seed, seeded_generator
-from ..threads import one_torch_thread
+from ...runs.sampler import derived_seed, seeded_generator
+from ...runs.threads import one_torch_thread
 from .circuit import circuit_sizes, extract, first_sets, largest_sets, random_sets
 from .networks import NetworkConfig, create_network, layout_of, widths_of
 from .population import Life, Population, accuracy, centroid_accuracy, grow, live

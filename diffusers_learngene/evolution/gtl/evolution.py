@@ -38,11 +38,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...training.checkpoints import resolve_checkpoint
-from ...training.sampler import derived_seed, seeded_generator
+from ...runs.checkpoints import resolve_checkpoint
+from ...runs.sampler import derived_seed, seeded_generator
+from ...runs.snapshots import load_snapshot, save_snapshot
+from ...runs.threads import one_torch_thread
 from ..lineage import Individual, Lineage
-from ..snapshots import load_snapshot, save_snapshot
-from ..threads import one_torch_thread
 from .circuit import extract, first_sets, mutate, overlap, random_sets, set_sizes
 from .networks import NetworkConfig, create_network, layout_of, widths_of
 from .options import EvolutionOptions

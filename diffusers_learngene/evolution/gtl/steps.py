@@ -7,11 +7,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ...training.arguments import load_images
-from ...training.letters import load_letters
-from ...training.plots import curves
-from ...training.report import format_table, provenance, write_json
-from ...training.run import publish_artefact
+from ...data.image_classes import load_images
+from ...data.letters import load_letters
+from ...runs.plots import curves
+from ...runs.report import format_table, provenance, write_json
+from ...runs.run import publish_artefact
 from ..plots import draw_lineage
 from .artefact import Circuit
 from .circuit import parameters

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...training.class_split import resolve_classes
-from ...training.data import ImageClasses
+from ...data.class_split import resolve_classes
+from ...data.image_classes import ImageClasses
 
 
 __all__ = ["ClassImages", "Task", "draw_task", "split_three"]

@@ -20,9 +20,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...blocks import matrix_to_weight
-from ...files import write_tensors
+from ...anatomy.blocks import matrix_to_weight
 from ...functional import fine
+from ...hub.files import write_tensors
 from ..scalers import PREFIX, adapted_layers, adapter_config, target_modules
 from .config import FINEConfig
 
@@ -44,7 +44,8 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         (`bias`, `modules_to_save`).
 
     Raises:
-        ValueError: the model has no such adapter, or it is not a FINE adapter that is added to weights.
+        ValueError: the model has no such adapter, it is not a FINE adapter that is added to weights, or a convolution
+            pads with something else than zeros, as no LoRA does.
     """
     config = adapter_config(model, adapter_name)
     if not isinstance(config, FINEConfig):
@@ -70,6 +71,8 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         sigma = layer.scaler(adapter_name)() * layer.scaling[adapter_name]
         a, b = fine.to_lora(sigma, bank.u[offset : offset + layer.out_features], bank.v)
         if isinstance(base, nn.Conv2d):
+            if base.padding_mode != "zeros":
+                raise ValueError(f"{name} has padding_mode={base.padding_mode!r}: PEFT's LoRA pads with zeros.")
             a, b = matrix_to_weight(a, base), matrix_to_weight(b, base)
         # Every layer's own, and in order, as files want them.
         for key, factor in (("A", a), ("B", b)):

@@ -5,11 +5,11 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ...blocks import Group, Matrix
+from ...anatomy.blocks import Group, Matrix
 from ...functional import fine
-from ...integrations import LearngenePeftType
 from ..base_model import LearngeneModel
 from ..base_sharing import Scaler
+from ..peft_types import LearngenePeftType
 from .config import FINEConfig, fused_shape
 from .conversion import to_lora
 from .layer import Conv2d, FactorBank, FINELayer, Linear

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...blocks import Group
+from ...anatomy.blocks import Group
 from ...functional import fine, kind
-from ...integrations import LearngenePeftType
 from ..base_config import MAX_NUMBERS, LearngeneConfig, check_integer, check_numbers
 from ..fine.config import fused_shape
+from ..peft_types import LearngenePeftType
 
 
 @dataclass

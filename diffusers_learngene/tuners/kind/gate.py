@@ -224,8 +224,8 @@ def _warn_of_label_dropout(state: GateState, model: nn.Module) -> None:
     if any(isinstance(module, LabelEmbedding) and module.dropout_prob > 0 for module in model.modules()):
         warnings.warn(
             f"{type(model).__name__} trains with label dropout of its own, drawn anew in every block, which the class "
-            "gate does not see: tailors stay open where a label is dropped. Switch it off by "
-            "diffusers_learngene.dit.disable_label_dropout_(model), and drop labels in the loss by drop_labels.",
+            "gate does not see: tailors stay open where a label is dropped. Switch it off by diffusers_learngene."
+            "anatomy.dit.disable_label_dropout_(model), and drop labels in the loss by drop_labels.",
             stacklevel=3,
         )
 

@@ -7,12 +7,12 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from ...blocks import Group, Matrix
+from ...anatomy.blocks import Group, Matrix
 from ...functional import fine
-from ...integrations import LearngenePeftType
 from ..base_model import LearngeneModel
 from ..base_sharing import Scaler
 from ..fine.config import fused_shape
+from ..peft_types import LearngenePeftType
 from . import gate
 from .config import KINDConfig
 from .layer import Conv2d, KINDLayer, Linear, TailoredBank

@@ -4,10 +4,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...blocks import Group
+from ...anatomy.blocks import Group
 from ...functional import wave
-from ...integrations import LearngenePeftType
 from ..base_config import LearngeneConfig, check_integer, check_numbers
+from ..peft_types import LearngenePeftType
 
 
 @dataclass

@@ -4,11 +4,11 @@
 import torch
 from torch import nn
 
-from ...blocks import Group, Matrix
+from ...anatomy.blocks import Group, Matrix
 from ...functional import wave
-from ...integrations import LearngenePeftType
 from ..base_model import LearngeneModel
 from ..base_sharing import Scaler
+from ..peft_types import LearngenePeftType
 from .config import WAVEConfig
 from .layer import Conv2d, Linear, TemplateBank, WAVELayer
 

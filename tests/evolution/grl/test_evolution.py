@@ -17,7 +17,7 @@ from diffusers_learngene.evolution.grl.evolution import EvolutionConfig, evolve,
 from diffusers_learngene.evolution.grl.life import Life, LifeConfig, Statistics, fitness_of
 from diffusers_learngene.evolution.grl.network import Network
 from diffusers_learngene.evolution.grl.workers import Job, Workers
-from diffusers_learngene.training.checkpoints import list_checkpoints
+from diffusers_learngene.runs.checkpoints import list_checkpoints
 
 
 LIFE = LifeConfig("LearngeneReacher-v0", "task", epochs=1, steps=64, passes=1, offset=60.0)

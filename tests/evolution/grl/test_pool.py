@@ -22,7 +22,7 @@ from diffusers_learngene.evolution.grl.pool import (
     relative_scores,
     type_probabilities,
 )
-from diffusers_learngene.training.sampler import seeded_generator
+from diffusers_learngene.runs.sampler import seeded_generator
 
 
 SIZES = layer_sizes(actor_shapes(27, 8))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_learngene.data.image_classes import ImageClasses
+from diffusers_learngene.data.images import LabelledImages
 from diffusers_learngene.evolution.gtl.tasks import ClassImages, draw_task, split_three
-from diffusers_learngene.training.data import ImageClasses
-from diffusers_learngene.training.images import LabelledImages
 
 
 def draws(seed=0):
