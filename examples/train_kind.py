@@ -68,7 +68,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def run(accelerator: "Accelerator", args: argparse.Namespace) -> "tuple[Learngene, Adaptation]":
     """One seed: the learngene of all classes, and the comparison."""
     from diffusers_learngene import KINDConfig, Learngene
-    from diffusers_learngene.anatomy import scratch
+    from diffusers_learngene.initializers import scratch
     from diffusers_learngene.training.adaptation import Adaptation
     from diffusers_learngene.training.arguments import load_class_tasks, training_options
     from diffusers_learngene.training.ways import count_parameters, sigma_groups, with_classes

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DeiTModel
 
 from diffusers_learngene import FINEConfig, Learngene, WAVEConfig
-from diffusers_learngene.anatomy.blocks import find_matrices, find_stacks, group_matrices
+from diffusers_learngene.anatomy import Anatomy
+from diffusers_learngene.anatomy.blocks import find_stacks, group_matrices
 from diffusers_learngene.functional import fine, wave
 from diffusers_learngene.tuners.base_config import LearngeneConfig
 from models import MODELS, Tiny
@@ -102,7 +103,7 @@ def _seeded(make: Any, seed: int) -> nn.Module:
 
 def lossless(model: nn.Module, method: str = "wave") -> LearngeneConfig:
     """A config whose banks are as large as the groups of a model can use."""
-    groups = [group for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
+    groups = [group for group in group_matrices(Anatomy.of(model).matrices) if group.num_layers > 1]
     if method == "fine":
         ranks = {group.key: group.num_layers * fine.default_rank(group.shapes) for group in groups}
         return FINEConfig(mode="generate", group_ranks=ranks)

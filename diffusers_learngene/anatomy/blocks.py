@@ -15,9 +15,10 @@ embedders once tied) and what belongs to an embedder is not a matrix of the bloc
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ QKV_FAMILIES = (
 # torch reads the weights of its fused attention, and of its fused layer when not in training, past the modules;
 # PEFT's wrapper holds several copies of one module.
 _OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, AuxiliaryTrainingWrapper)
+
+
+# How a layer stores its matrix: as (out, in), as its transpose, or as (out, in, 1, 1).
+Form = Literal["rows", "columns", "pointwise"]
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,24 @@ def matrix_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def weight_to_matrix(weight: Tensor, module: nn.Module) -> Tensor:
-    """The stored weight of a layer as (..., out, in)."""
-    if isinstance(unwrap(module), Conv1D):
+def form_of(module: nn.Module) -> Form:
+    """How a layer stores its matrix, seen through PEFT wrappers."""
+    module = unwrap(module)
+    return "columns" if isinstance(module, Conv1D) else "pointwise" if isinstance(module, nn.Conv2d) else "rows"
+
+
+def weight_to_matrix(weight: Tensor, form: Form) -> Tensor:
+    """A stored weight as (..., out, in)."""
+    if form == "columns":
         return weight.transpose(-1, -2)
-    return weight.flatten(-3) if isinstance(unwrap(module), nn.Conv2d) else weight
+    return weight.flatten(-3) if form == "pointwise" else weight
 
 
-def matrix_to_weight(matrix: Tensor, module: nn.Module) -> Tensor:
+def matrix_to_weight(matrix: Tensor, form: Form) -> Tensor:
     """The inverse of `weight_to_matrix`."""
-    if isinstance(unwrap(module), Conv1D):
+    if form == "columns":
         return matrix.transpose(-1, -2)
-    return matrix[..., None, None] if isinstance(unwrap(module), nn.Conv2d) else matrix
+    return matrix[..., None, None] if form == "pointwise" else matrix
 
 
 def find_stacks(model: nn.Module) -> dict[str, nn.Module]:
@@ -150,18 +161,8 @@ def _block_matrices(block: nn.Module, path: str = "") -> list[tuple[str, tuple[i
     return found
 
 
-def find_matrices(model: nn.Module) -> list[Matrix]:
-    """Every matrix that belongs to one block of one stack, in module order.
-
-    Raises:
-        ValueError: the model has no repeated blocks.
-    """
-    stacks = find_stacks(model)
-    if not stacks:
-        raise ValueError(
-            f"{type(model).__name__} has no repeated blocks (a ModuleList of which two blocks have half of their "
-            "matrices in common, by role and shape), so there is nothing that its layers could share."
-        )
+def find_matrices(model: nn.Module, stacks: Mapping[str, nn.Module]) -> list[Matrix]:
+    """Every matrix that belongs to one block of one stack, in module order."""
     owners = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     return [
         Matrix(f"{stack}.{layer}.{role}", stack, int(layer), role, shape)
@@ -170,6 +171,31 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
         for role, shape in _block_matrices(block)
         if owners[id(unwrap(block.get_submodule(role)))] == owners[id(block)]
     ]
+
+
+def named_matrices(model: nn.Module, stacks: Iterable[str], names: Iterable[str]) -> list[Matrix]:
+    """Of the modules of these names, those whose weight is one matrix, wherever they lie."""
+    pattern = re.compile(f"({'|'.join(map(re.escape, stacks)) or '(?!)'})\\.(\\d+)\\.(.+)")
+    matrices = []
+    for name in names:
+        shape = matrix_shape(model.get_submodule(name))
+        if shape is not None:
+            match = pattern.fullmatch(name)
+            stack, layer, role = (match[1], int(match[2]), match[3]) if match else ("", 0, name)
+            matrices.append(Matrix(name, stack, layer, role, shape))
+    return matrices
+
+
+def shared_between_blocks(stacks: Mapping[str, nn.Module]) -> set[int]:
+    """ids of the tensors that more than one block of a stack owns (tied embedders)."""
+    seen: dict[int, str] = {}
+    shared = set()
+    for stack, module in stacks.items():
+        for layer, block in module.named_children():
+            for tensor in (*block.parameters(), *block.buffers()):
+                if seen.setdefault(id(tensor), f"{stack}.{layer}") != f"{stack}.{layer}":
+                    shared.add(id(tensor))
+    return shared
 
 
 def group_matrices(matrices: Iterable[Matrix], share_qkv: bool = True) -> list[Group]:
@@ -200,32 +226,10 @@ def group_matrices(matrices: Iterable[Matrix], share_qkv: bool = True) -> list[G
     return result
 
 
-def group_modules(model: nn.Module, names: Iterable[str], share_qkv: bool = True) -> list[Group]:
-    """Group the named matrices of a model; those that lie in no stack are a group of their own each."""
-    stacks = find_stacks(model)
-    pattern = re.compile(f"({'|'.join(map(re.escape, stacks)) or '(?!)'})\\.(\\d+)\\.(.+)")
-    matrices = []
-    for name in names:
-        shape = matrix_shape(model.get_submodule(name))
-        if shape is not None:
-            match = pattern.fullmatch(name)
-            stack, layer, role = (match[1], int(match[2]), match[3]) if match else ("", 0, name)
-            matrices.append(Matrix(name, stack, layer, role, shape))
-    return group_matrices(matrices, share_qkv)
-
-
-def default_targets(model: nn.Module, skip: Collection[str] = ()) -> list[str]:
-    """Names of all matrices whose group spans two layers or more: what a learngene is made of, what an adapter wraps.
-
-    As role suffixes ("attn1.to_q") where these match nothing else in the model, as full paths otherwise.
-
-    Args:
-        skip: names of matrices to leave out, such as `tracing.uncalled_modules`.
-    """
-    matrices = [matrix for matrix in find_matrices(model) if matrix.name not in skip]
-    targets = [m for g in group_matrices(matrices) if g.num_layers > 1 for m in g.matrices]
-    names = [matrix.name for matrix in targets]
-    roles = list(dict.fromkeys(matrix.role for matrix in targets))
+def target_names(model: nn.Module, matrices: Sequence[Matrix]) -> list[str]:
+    """Names that match just these: roles ("attn1.to_q") where nothing else in the model ends so, else full paths."""
+    names = [matrix.name for matrix in matrices]
+    roles = list(dict.fromkeys(matrix.role for matrix in matrices))
     endings = tuple("." + role for role in roles)
     matched = {name for name, _ in model.named_modules() if name in roles or name.endswith(endings)}
     return roles if matched == set(names) else names

@@ -11,16 +11,15 @@ whatever is linear - reshaping, dropout, gates - to the first tensors that can s
     norm(x + f(x))                      as x + f(x): the stream is normalised after each sum, the branch is not
 
 What is found is checked: the branch must be of degree one in these tensors, and nothing else in the block may depend
-on them. A branch for which that fails is scaled by nothing, with a warning, rather than by a guess.
+on them. A branch for which that fails is scaled by nothing, with a warning (`anatomy`), rather than by a guess.
 """
 
 import re
-import warnings
 from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from .tracing import Node, TracingError, kinds_of_blocks, trace, words
+from .tracing import Node, words
 
 
 # By the number of the argument in which a torch function is linear, or of those whose sum it is linear in.
@@ -54,42 +53,17 @@ _ZEROS = words("zeros zeros_like new_zeros empty_like new_empty")
 Ends = dict[str, float]  # by the name of a tensor, what is added to it before it is multiplied
 
 
-def residual_ends(model: nn.Module) -> Ends:
-    """The tensors of a model that end the residual branches of its blocks.
+def block_ends(block: nn.Module, outputs: list[Node]) -> tuple[Ends, int]:
+    """The tensors of a block that end its residual branches, and how many branches end in no such tensor.
 
     To scale all branches by g is to make each of these tensors, w, g (w + a) - a, where a is its value here: 1 for
-    norms that multiply by 1 + w, 0 for all others. One block of each kind is followed.
+    norms that multiply by 1 + w, 0 for all others.
 
-    Warns:
-        UserWarning: a block cannot be followed, or a branch has no such end. It then has none here.
+    Args:
+        outputs: what the block's forward returns, as `tracing.trace` has it.
     """
-    return {
-        f"{path}.{name}": added
-        for block, paths in kinds_of_blocks(model)
-        for name, added in block_ends(block).items()
-        for path in paths
-    }
-
-
-def block_ends(block: nn.Module) -> Ends:
-    """`residual_ends` of one block, names relative to it."""
-    try:
-        outputs = trace(block).outputs
-    except TracingError as error:
-        _warn(block, str(error))
-        return {}
     ends, lost = _checked(outputs, residual_branches(outputs))
-    if lost:
-        _warn(block, f"{lost} of its residual branches end in nothing that scales them alone")
-    return ends | {name: ends[twin] for name, twin in _twins(block, ends, outputs)}
-
-
-def _warn(block: nn.Module, reason: str) -> None:
-    warnings.warn(
-        f"{type(block).__name__}: {reason}. A descendant of another depth keeps these branches as they are, so that "
-        "their sum grows or shrinks with the depth: train it before use.",
-        stacklevel=4,
-    )
+    return ends | {name: ends[twin] for name, twin in _twins(block, ends, outputs)}, lost
 
 
 def residual_branches(outputs: list[Node]) -> list[tuple[Node, Node]]:

@@ -16,8 +16,7 @@ import dis
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -25,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from .blocks import find_stacks
 
 
 def words(text: str) -> frozenset[str]:
@@ -79,27 +76,14 @@ class TracingError(Exception):
     """A forward that cannot be followed."""
 
 
-def kinds_of_blocks(model: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
+def kinds_of_blocks(stacks: Mapping[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
     """One block of each kind in the stacks of a model, with the paths of all blocks of its kind."""
-    kinds: dict[tuple, list[str]] = {}
-    for stack, blocks in find_stacks(model).items():
+    kinds: dict[tuple, tuple[nn.Module, list[str]]] = {}
+    for stack, blocks in stacks.items():
         for layer, block in blocks.named_children():
             kind = (stack, type(block), *((name, tensor.shape) for name, tensor in block.named_parameters()))
-            kinds.setdefault(kind, []).append(f"{stack}.{layer}")
-    for paths in kinds.values():
-        yield model.get_submodule(paths[0]), paths
-
-
-def uncalled_modules(model: nn.Module) -> set[str]:
-    """Modules in the blocks of a model whose tensors are read by other modules, which would go past a wrapper.
-
-    Of blocks that cannot be followed, none is known.
-    """
-    found = set()
-    for block, paths in kinds_of_blocks(model):
-        with suppress(TracingError):
-            found |= {f"{path}.{name}" for name in trace(block).read_outside for path in paths}
-    return found
+            kinds.setdefault(kind, (block, []))[1].append(f"{stack}.{layer}")
+    return list(kinds.values())
 
 
 def trace(block: nn.Module) -> Trace:

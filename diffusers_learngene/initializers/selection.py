@@ -10,6 +10,7 @@ as Weight Selection does (Xu et al., ICLR 2024, arXiv 2311.18823): along every a
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import Anatomy
 from ..anatomy.models import empty_model, model_config, prepare_ancestry_
 from ..anatomy.sizes import override_config
 from ..functional.resize import relative_layers
@@ -29,8 +30,9 @@ def selection(ancestry: nn.Module, overrides: dict, *, gain: float = 1.0) -> nn.
     """
     architecture = type(ancestry).__name__
     model = empty_model(architecture, override_config(architecture, model_config(ancestry), overrides))
-    source, target = layout_of(prepare_ancestry_(ancestry)), layout_of(model)
-    tensors = stack(ancestry, source)
+    anatomy = Anatomy.of(prepare_ancestry_(ancestry))
+    source, target = layout_of(anatomy), layout_of(Anatomy.of(model))
+    tensors = stack(anatomy.tensors, source)
     chosen = {}
     for key, entry in target.entries.items():
         if key not in source.entries:

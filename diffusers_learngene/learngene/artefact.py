@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anatomy.blocks import find_stacks
+from ..anatomy import Anatomy
 from ..anatomy.models import check_config, empty_model, num_labels
 from ..anatomy.sizes import override_config
 from ..hub.descriptions import described_file, exact_fields
@@ -84,17 +84,25 @@ class ArtefactConfig:
             )
         return config
 
-    def layout(self, base_config: dict) -> Layout:
-        """Where the tensors of a model of that config lie.
+    def skeleton(self, base_config: dict) -> Anatomy:
+        """The anatomy of an empty model of that config (`anatomy.models.empty_model`).
 
         Raises:
             ValueError: the config makes no such model, or one without blocks that share.
         """
-        model = empty_model(self.architecture, base_config)
-        stacks, modules = find_stacks(model), dict(model.named_modules())
-        for stack in {parse_group_key(key)[0] for key in self.bank_sizes} & modules.keys() - {"", *stacks}:
+        anatomy = Anatomy.of(empty_model(self.architecture, base_config))
+        modules = dict(anatomy.model.named_modules())
+        for stack in {parse_group_key(key)[0] for key in self.bank_sizes} & modules.keys() - {"", *anatomy.stacks}:
             raise ValueError(f"{stack!r} would have fewer than two blocks that share: the least depth is 2.")
-        return layout_of(model, self.bank_sizes, self.factors)
+        return anatomy
+
+    def layout_of(self, anatomy: Anatomy) -> Layout:
+        """Where the tensors of a model of this architecture lie."""
+        return layout_of(anatomy, self.bank_sizes, self.factors)
+
+    def layout(self, base_config: dict) -> Layout:
+        """Where the tensors of a model of that config lie; errors as `skeleton`."""
+        return self.layout_of(self.skeleton(base_config))
 
     def shapes(self, layouts: list[Layout]) -> dict[str, list[int]]:
         """Shape of every tensor of the learngene, given the layout of every width."""
@@ -115,8 +123,8 @@ class ArtefactConfig:
         return shapes
 
 
-def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
-    """Config and fp32 tensors of a learngene file.
+def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor], list[Layout]]:
+    """Config and fp32 tensors of a learngene file, and the layout of each of its widths.
 
     Raises:
         LearngeneError: the file is anything else.
@@ -125,7 +133,8 @@ def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         shapes = {key: list(part.get_shape()) for key, part in slices.items()}
         config = _config_of(values, shapes)
-        _check_shapes(config, shapes)
+        layouts = [config.layout(config.override(overrides)) for overrides in config.widths]
+        _check_shapes(config, layouts, shapes)
         for key, part in slices.items():
             if part.get_dtype() not in _DTYPES:
                 raise LearngeneError(f"tensor {key!r} is {part.get_dtype()}, not one of {', '.join(_DTYPES)}.")
@@ -133,7 +142,7 @@ def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor]]:
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise LearngeneError(f"tensor {key!r} of {path} holds NaN or infinity.")
-    return config, tensors
+    return config, tensors, layouts
 
 
 def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
@@ -176,9 +185,8 @@ def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
     return config
 
 
-def _check_shapes(config: ArtefactConfig, found: Mapping[str, list[int]]) -> None:
+def _check_shapes(config: ArtefactConfig, layouts: list[Layout], found: Mapping[str, list[int]]) -> None:
     """Compare the tensors of a file with those of the models that its config describes."""
-    layouts = [config.layout(config.override(overrides)) for overrides in config.widths]
     for layout in layouts:
         if unused := set(config.bank_sizes) - {entry.group for entry in layout.entries.values()}:
             raise LearngeneError(f"bank_sizes names {sorted(unused)}, which {config.architecture} has not.")

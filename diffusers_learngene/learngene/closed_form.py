@@ -22,6 +22,7 @@ KIND has but "fit", where every layer is its own SVD. (The paper takes that of u
 
 import copy
 import warnings
+from collections.abc import Mapping
 
 import torch
 from diffusers.models.embeddings import Timesteps
@@ -29,33 +30,33 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
-from ..anatomy import blocks
+from ..anatomy import Anatomy, blocks
 from ..anatomy.models import tensors_of
 from ..anatomy.scratch import scratch
-from ..anatomy.tracing import uncalled_modules
 from ..functional import wave
 from ..tuners.base_config import LearngeneConfig, check_choice
-from .layout import Entry, Layout, layout_of, match, stack
+from .layout import Entry, Layout, layout_of, stack
 from .methods import Bank, Start, method_of
 
 
 def closed_form(
-    model: nn.Module,
+    anatomy: Anatomy,
     config: LearngeneConfig,
     *,
     start: Start | None = None,
     init_seed: int | None = None,
     seed: int = 0,
-) -> tuple[dict[str, list[int]], dict[str, Bank], dict[str, Tensor]]:
+) -> tuple[dict[str, list[int]], Layout, dict[str, Bank], dict[str, Tensor]]:
     """Bank and size tensors of a model.
 
     Args:
+        anatomy: of the model.
         start: see the top of this file; default: the method's better one.
         init_seed: fit W - W_init, where W_init are the weights that `initializers.scratch` draws from that seed.
         seed: of a random start, and of random components where there are none to take.
 
     Returns:
-        Size of its bank by group, banks by group, and the stacked size tensors by layout key.
+        Size of its bank by group, the layout of the model, banks by group, and the stacked size tensors by its keys.
 
     Raises:
         ValueError: no repeated blocks, no target matched, a bank that does not fit a group, or an `init_seed` from
@@ -70,10 +71,10 @@ def closed_form(
         )
     config = copy.copy(config)
     config.mode = "generate"
-    groups = target_groups(model, config)
+    groups = target_groups(anatomy, config)
     sizes = {group.key: list(config.size_of(group)) for group in groups}
-    layout = layout_of(model, sizes, method)
-    tensors, init = tensors_of(model), {}
+    layout = layout_of(anatomy, sizes, method)
+    model, tensors, init = anatomy.model, anatomy.tensors, {}
     if init_seed is not None:
         init = tensors_of(scratch(model, {}, seed=init_seed).to(next(model.parameters()).device))
         _check_init(layout, tensors, init, init_seed)
@@ -105,20 +106,25 @@ def closed_form(
         coefficients, bank[group.key] = made
         scalers |= dict(zip(dict.fromkeys(entry.scaler or "" for entry in parts), coefficients, strict=True))
 
-    own = stack(model, layout, scalers)
+    own = stack(tensors, layout, scalers)
     if held and full:  # the weights of a layer are those of another, so its biases and norms are
         own |= {key: _as_chosen(value, key, layout, chosen) for key, value in own.items() if key.startswith("layers.")}
-    return sizes, bank, own
+    return sizes, layout, bank, own
 
 
-def check_ancestry(model: nn.Module) -> None:
-    """Raise a ValueError if a model is PEFT-wrapped or quantised, or holds NaN or infinity.
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise a ValueError if a model is PEFT-wrapped."""
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
+
+
+def check_ancestry(anatomy: Anatomy) -> None:
+    """Raise a ValueError if a model is quantised, or holds NaN or infinity.
 
     Warn of a DiT with other timestep frequencies than its config makes (`dit.set_frequency_shift_`).
     """
-    if any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ValueError("model carries PEFT layers: call merge_and_unload() or unload() on it first.")
-    for name, tensor in tensors_of(model).items():
+    model = anatomy.model
+    for name, tensor in anatomy.tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
     if isinstance(model, DiTTransformer2DModel):
@@ -131,10 +137,10 @@ def check_ancestry(model: nn.Module) -> None:
             )
 
 
-def check_layout(layout: Layout, made: Layout) -> None:
+def check_made_of_config(tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
     """Refuse a model that has other tensors than its config makes: a descendant could not be told to have them."""
-    own, other = ({name for e in one.entries.values() for name in e.names.values()} for one in (layout, made))
-    if own != other or match(made, layout) is None:
+    own, other = ({(name, tuple(tensor.shape)) for name, tensor in of.items()} for of in (tensors, made))
+    if own != other:
         raise ValueError(
             f"the model is not what its config makes: only the model has {sorted(own - other)[:3]}, and only its "
             f"config {sorted(other - own)[:3]}. (Arguments like add_pooling_layer are in no config.)"
@@ -153,7 +159,7 @@ def _check_init(layout: Layout, tensors: dict[str, Tensor], init: dict[str, Tens
         )
 
 
-def target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Group]:
+def target_groups(anatomy: Anatomy, config: LearngeneConfig) -> list[blocks.Group]:
     """The targeted groups of matrices, each over all layers that have it, as `layout_of` will find them again.
 
     A matrix that is read without its layer being called stays dense: a wrapper's forward would never run.
@@ -165,8 +171,7 @@ def target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Grou
             f"bias={config.bias!r}, modules_to_save={config.modules_to_save}: a learngene keeps whatever is not "
             "factored, biases included, and its descendants train the biases: leave both out."
         )
-    uncalled = uncalled_modules(model)
-    matrices = [matrix for matrix in blocks.find_matrices(model) if matrix.name not in uncalled]
+    matrices = anatomy.shareable
     targets = config.target_modules
     if targets is None or targets == "all-linear":
         groups = blocks.group_matrices(matrices, config.share_qkv)
@@ -175,8 +180,8 @@ def target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Grou
     chosen = {matrix for matrix in matrices if check_target_module_exists(config, matrix.name)}
     if not chosen:
         raise ValueError(
-            f"target_modules={targets!r} matches no matrix in the blocks of {type(model).__name__}, which have "
-            f"{blocks.default_targets(model)}."
+            f"target_modules={targets!r} matches no matrix in the blocks of {type(anatomy.model).__name__}, which "
+            f"have {anatomy.default_targets}."
         )
     roles = {(matrix.stack, matrix.role) for matrix in chosen}
     groups = blocks.group_matrices([m for m in matrices if (m.stack, m.role) in roles], config.share_qkv)
@@ -190,9 +195,9 @@ def target_groups(model: nn.Module, config: LearngeneConfig) -> list[blocks.Grou
 
 def _matrices(entry: Entry, tensors: dict[str, Tensor]) -> Tensor:
     """The weights of one role, (L, m1, m2) in float32."""
-    assert entry.module is not None  # every factored entry has its layer
+    assert entry.form is not None  # every factored entry has one
     weights = torch.stack([tensors[name].detach() for name in entry.names.values()]).float()
-    return blocks.weight_to_matrix(weights, entry.module)
+    return blocks.weight_to_matrix(weights, entry.form)
 
 
 def _position(members: list[int], layer: int) -> int:

@@ -10,9 +10,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from ..anatomy.blocks import group_modules
+from ..anatomy import Anatomy, handed_on
 from ..anatomy.dit import train_label_rows_
-from ..anatomy.models import empty_model
 from ..tuners.base_config import LearngeneConfig, Mode
 from ..tuners.base_model import shared_groups
 from ..tuners.kind.classes import ClassTailors, Sizes
@@ -27,7 +26,7 @@ ADAPTER, NOVEL = "default", "novel"  # names of the generating adapter, and of t
 
 def generated_model(
     description: ArtefactConfig,
-    config: dict,
+    anatomy: Anatomy,
     layout: Layout,
     tensors: Mapping[str, Tensor],
     bank: Mapping[str, Bank],
@@ -38,16 +37,15 @@ def generated_model(
     Scalers, and biases and norms of the blocks, are trainable; where layers have banks of their own, everything is.
 
     Args:
-        config: of the base model.
+        anatomy: of the base model, which is empty (`ArtefactConfig.skeleton`) and is filled in place.
         layout: of the base model; `tensors` and `bank` are of its size.
         origin: weights, by name, that the factored matrices are added to (mode="add") instead of replacing them.
     """
-    method = description.factors
-    model = empty_model(description.architecture, config)
-    adapter = _adapter(
-        description, model, layout, description.bank_sizes, "add" if origin else "generate", description.class_tailors
-    )
-    peft_model = get_peft_model(model, adapter, adapter_name=ADAPTER, low_cpu_mem_usage=True)
+    method, model = description.factors, anatomy.model
+    mode: Mode = "add" if origin else "generate"
+    adapter = _adapter(description, anatomy, layout, description.bank_sizes, mode, description.class_tailors)
+    with handed_on(anatomy):
+        peft_model = get_peft_model(model, adapter, adapter_name=ADAPTER, low_cpu_mem_usage=True)
 
     stored = {**tensors, **{f"{name}.{key}": tensor for key, own in bank.items() for name, tensor in own.items()}}
     state: dict[str, Tensor] = {}
@@ -81,10 +79,11 @@ def add_classes_(
         seed: of u and v.
     """
     model = peft_model.get_base_model()
+    anatomy = Anatomy.of(model)
     sizes = {key: size for key, size in sizes.items() if sum(size)}
     old: ClassTailors = [None if units is None else [] for units in (description.class_tailors or ())[:-count]]
-    adapter = _adapter(description, model, layout, sizes, "add", [*old, *([unit] for unit in range(count))])
-    with torch.random.fork_rng():
+    adapter = _adapter(description, anatomy, layout, sizes, "add", [*old, *([unit] for unit in range(count))])
+    with handed_on(anatomy), torch.random.fork_rng():
         torch.manual_seed(seed)
         peft_model.add_adapter(NOVEL, adapter)
     for layer in adapted_layers(model, ADAPTER).values():  # whatever is activated when
@@ -114,7 +113,7 @@ def adapter_sizes(model: nn.Module, layout: Layout, adapter_name: str) -> dict[s
     config = adapter_config(model, adapter_name)
     group_of = layout.groups_of({entry.group for entry in layout.entries.values() if entry.group})
     targets = {name: group_of[name] for name in adapted_layers(model, adapter_name)}
-    groups = group_modules(model, targets, config.share_qkv)
+    groups = Anatomy.of(model).groups_of(targets, config.share_qkv)
     return {targets[group.matrices[0].name]: list(config.size_of(group)) for group in groups}
 
 
@@ -157,7 +156,7 @@ def _places(model: nn.Module, layout: Layout, method: Method, adapter_name: str)
 
 def _adapter(
     description: ArtefactConfig,
-    model: nn.Module,
+    anatomy: Anatomy,
     layout: Layout,
     sizes: Sizes,
     mode: Mode,
@@ -168,6 +167,6 @@ def _adapter(
     group_of = layout.groups_of(by_group)
     fused = any("+" in key for key in description.bank_sizes)
     # A group's key counts variants of a role among the targets, which are the matrices of all layers in a learngene.
-    pattern = {g.key: by_group[group_of[g.matrices[0].name]] for g in group_modules(model, group_of, fused)}
+    pattern = {g.key: by_group[group_of[g.matrices[0].name]] for g in anatomy.groups_of(group_of, fused)}
     fields = {"mode": mode, "target_modules": list(group_of), "share_qkv": fused}
     return description.factors.config(pattern, class_tailors, **fields)

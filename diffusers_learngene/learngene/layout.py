@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy import blocks
-from ..anatomy.models import tensors_of
-from ..anatomy.residual import residual_ends
+from ..anatomy import Anatomy, blocks
 from ..functional import resize
 from .methods import Bank, Method
 
@@ -38,7 +36,7 @@ class Entry:
     input_axis: int | None = None  # axis that is summed over, rescaled when the width changes
     output: bool = False  # ends a residual branch: scaled when the depth changes
     added: float = 0.0  # of an output: what the model adds to it, so that the sum is what is scaled (1 + w)
-    module: nn.Module | None = None  # the layer of a factored matrix, which knows how it stores W
+    form: blocks.Form | None = None  # of a factored matrix: how its layer stores W
 
     def scaled(self, value: Tensor, gain: float) -> Tensor:
         """Values of this entry, with residual branches multiplied by a gain."""
@@ -80,22 +78,19 @@ def parse_group_key(key: str) -> tuple[str, list[str]]:
     return stack, [first, *(f"{parent}.{other}" if parent else other for other in others)]
 
 
-def layout_of(model: nn.Module, group_keys: Collection[str] = (), method: Method | None = None) -> Layout:
+def layout_of(anatomy: Anatomy, group_keys: Collection[str] = (), method: Method | None = None) -> Layout:
     """Sort the tensors of a model (meta tensors will do); the matrices of `group_keys` are factored by a method."""
-    stacks = blocks.find_stacks(model)
-    depths = {stack: len(list(module.children())) for stack, module in stacks.items()}
-    groups = _factored(model, group_keys)
-    ends = residual_ends(model)
-    shared_ids = _shared_between_blocks(stacks)
+    groups = _factored(anatomy, group_keys)
+    ends = anatomy.ends
 
     entries: dict[str, Entry] = {}
     stack_of: dict[str, str] = {}
-    for name, tensor in tensors_of(model).items():
+    for name, tensor in anatomy.tensors.items():
         module_path, _, attribute = name.rpartition(".")
-        module = model.get_submodule(module_path)
-        place = next((_place(name, stack) for stack in stacks if name.startswith(stack + ".")), None)
+        module = anatomy.model.get_submodule(module_path)
+        place = next((_place(name, stack) for stack in anatomy.stacks if name.startswith(stack + ".")), None)
         input_axis = _input_axis(module) if attribute == "weight" else None
-        if place is None or id(tensor) in shared_ids:
+        if place is None or id(tensor) in anatomy.shared_ids:
             entries[f"shared.{name}"] = Entry(tuple(tensor.shape), {0: name}, input_axis=input_axis)
             continue
         stack, layer, path = place
@@ -105,13 +100,13 @@ def layout_of(model: nn.Module, group_keys: Collection[str] = (), method: Method
             key = _variant(f"scalers.{stack}.*.{matrix.role}", (matrix.shape, group), entries)
             first = next((k for k, e in entries.items() if e.group == group), key)
             scaler = first if method and method.shares_scaler else key
-            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, output, module=module)
+            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, output, form=blocks.form_of(module))
         else:
             key = _variant(f"layers.{stack}.*.{path}", (tuple(tensor.shape), None), entries)
             entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis, output=output, added=added)
         entries.setdefault(key, entry).names[layer] = name
         stack_of[key] = stack
-    return Layout(entries, depths, stack_of, method)
+    return Layout(entries, dict(anatomy.depths), stack_of, method)
 
 
 def _place(name: str, stack: str) -> tuple[str, int, str]:
@@ -128,10 +123,10 @@ def _variant(key: str, kind: tuple[tuple[int, ...], str | None], entries: Mappin
     return candidate
 
 
-def _factored(model: nn.Module, group_keys: Collection[str]) -> dict[str, tuple[blocks.Matrix, str, int]]:
+def _factored(anatomy: Anatomy, group_keys: Collection[str]) -> dict[str, tuple[blocks.Matrix, str, int]]:
     """Matrix, group key and offset in its group, by module path, of the matrices that the groups name."""
     roles = {(stack, role) for key in group_keys for stack, names in [parse_group_key(key)] for role in names}
-    chosen = [matrix for matrix in blocks.find_matrices(model) if (matrix.stack, matrix.role) in roles]
+    chosen = [matrix for matrix in anatomy.matrices if (matrix.stack, matrix.role) in roles] if roles else []
     share_qkv = any("+" in key for key in group_keys)
     return {
         matrix.name: (matrix, group.key, offset)
@@ -141,18 +136,6 @@ def _factored(model: nn.Module, group_keys: Collection[str]) -> dict[str, tuple[
     }
 
 
-def _shared_between_blocks(stacks: Mapping[str, nn.Module]) -> set[int]:
-    """ids of the tensors that more than one block of a stack owns (tied embedders)."""
-    seen: dict[int, str] = {}
-    shared = set()
-    for stack, module in stacks.items():
-        for layer, block in module.named_children():
-            for tensor in (*block.parameters(), *block.buffers()):
-                if seen.setdefault(id(tensor), f"{stack}.{layer}") != f"{stack}.{layer}":
-                    shared.add(id(tensor))
-    return shared
-
-
 def _input_axis(module: nn.Module) -> int | None:
     """The axis of a weight that is summed over: 1 for linear and convolution, 0 for Conv1D, none for tables, norms."""
     if isinstance(module, Conv1D):
@@ -160,9 +143,10 @@ def _input_axis(module: nn.Module) -> int | None:
     return 1 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
 
 
-def stack(model: nn.Module, layout: Layout, scalers: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def stack(
+    tensors: Mapping[str, Tensor], layout: Layout, scalers: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Collect the tensors of a model in stacked form; those of factored matrices are given as `scalers` by key."""
-    tensors = tensors_of(model)
     stacked = dict(scalers or {})
     for key, entry in layout.entries.items():
         if key.startswith("shared."):
@@ -190,9 +174,9 @@ def unstack(
             state[entry.names[0]] = tensors[key]
             continue
         stacked = tensors[entry.scaler or key]
-        if entry.group and entry.module and layout.method and bank:
+        if entry.group and entry.form and layout.method and bank:
             stacked = layout.method.compose(stacked, bank[entry.group], entry.shape, entry.offset)
-            stacked = blocks.matrix_to_weight(stacked, entry.module)
+            stacked = blocks.matrix_to_weight(stacked, entry.form)
             if origin:
                 stacked = stacked + torch.stack([origin[name] for name in entry.names.values()])
         state.update(zip(entry.names.values(), stacked.unbind(), strict=True))

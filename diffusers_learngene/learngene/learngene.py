@@ -29,6 +29,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from ..anatomy import Anatomy
 from ..anatomy.dit import LabelInit
 from ..anatomy.models import (
     empty_model,
@@ -47,7 +48,7 @@ from ..tuners.base_config import LearngeneConfig, check_integer
 from ..tuners.wave import WAVEConfig
 from .absorb import absorbed
 from .artefact import KEY, WEIGHTS, ArtefactConfig, LearngeneError, read_artefact
-from .closed_form import check_ancestry, check_layout, closed_form
+from .closed_form import check_ancestry, check_made_of_config, check_unwrapped, closed_form
 from .generated import add_classes_, generated_model
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .methods import Bank, Start, method_of
@@ -68,10 +69,14 @@ class Learngene(SharedArtefact):
     weights, key = (WEIGHTS,), KEY
     error = LearngeneError
 
-    def __init__(self, config: ArtefactConfig, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, config: ArtefactConfig, tensors: dict[str, Tensor], layouts: list[Layout] | None = None
+    ) -> None:
         self.config = config
         self.tensors = tensors
         self.card = {}
+        if layouts is not None:
+            self.layouts = layouts
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Learngene":
@@ -141,13 +146,15 @@ class Learngene(SharedArtefact):
             ValueError: no repeated blocks, no target matched, a template larger than its matrix, a PEFT-wrapped or
                 quantised model, NaN in its weights, a width that cannot be, or a model that is not its config's.
         """
-        check_ancestry(model)
+        check_unwrapped(model)
         architecture, base_config = type(model).__name__, model_config(model)
-        prepare_ancestry_(model)
+        anatomy = Anatomy.of(prepare_ancestry_(model))
+        check_ancestry(anatomy)
         config = copy.copy(config or WAVEConfig())
         method = method_of(config)
         class_tailors = method.class_tailors(config, num_labels(architecture, base_config))
-        sizes, bank, own = closed_form(model, config, start=start, init_seed=init_seed, seed=seed)
+        sizes, layout, bank, own = closed_form(anatomy, config, start=start, init_seed=init_seed, seed=seed)
+        check_made_of_config(anatomy.tensors, tensors_of(empty_model(architecture, base_config)))
         method.check_classes(class_tailors, sizes, num_labels(architecture, base_config))
         tensors = {f"{name}.{key}": value for key, tensors in bank.items() for name, value in tensors.items()}
         tensors |= {f"sizes.0.{key}": value for key, value in own.items()}
@@ -160,8 +167,7 @@ class Learngene(SharedArtefact):
             init_seed=init_seed,
             class_tailors=class_tailors,
         )
-        learngene = cls(description, {key: value.cpu().contiguous() for key, value in tensors.items()})
-        check_layout(layout_of(model, sizes, method), learngene.layouts[0])
+        learngene = cls(description, {key: value.cpu().contiguous() for key, value in tensors.items()}, [layout])
         for overrides in widths:
             learngene._add_width(overrides)
         return learngene
@@ -206,9 +212,7 @@ class Learngene(SharedArtefact):
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> "Learngene":
         """The learngene that other tensors make, of the same keys and shapes."""
-        other = Learngene(self.config, tensors)
-        other.layouts = self.layouts
-        return other
+        return Learngene(self.config, tensors, self.layouts)
 
     def tensors_at(self, target: Layout, how: DepthInit = "nearest") -> tuple[dict[str, Tensor], dict[str, Bank]]:
         """Size tensors and bank of a descendant, given its layout; differentiable. For `how` see `descend`.
@@ -221,17 +225,17 @@ class Learngene(SharedArtefact):
         tensors = resize_tensors(self.size_tensors(width), source, target, bank, how)
         return tensors, resize_bank(bank, source, target)
 
-    def origin(self, config: dict) -> dict[str, Tensor] | None:
-        """By name, the initial weights to which a descendant of that config adds what is generated; None: zero.
+    def origin(self, target: Anatomy) -> dict[str, Tensor] | None:
+        """By name, the initial weights to which a descendant of that anatomy adds what is generated; None: zero.
 
         Those of the ancestry, brought to another size as its trained weights would be.
         """
         if self.config.init_seed is None:
             return None
         skeleton = empty_model(self.config.architecture, self.config.base_config)
-        init = scratch(skeleton, {}, seed=self.config.init_seed)
-        source, target = layout_of(init), layout_of(empty_model(self.config.architecture, config))
-        return unstack(resize_tensors(stack(init, source), source, target), target)
+        init = Anatomy.of(scratch(skeleton, {}, seed=self.config.init_seed))
+        source, plain = layout_of(init), layout_of(target)
+        return unstack(resize_tensors(stack(init.tensors, source), source, plain), plain)
 
     def descend(
         self,
@@ -290,7 +294,8 @@ class Learngene(SharedArtefact):
             return add_classes_(model, wider.config, wider.layouts[0], sizes, num_new_classes, seed).eval()
         if classes is not None:
             return old.descend()
-        layout = self.layout(config)
+        anatomy = self.config.skeleton(config)
+        layout = self.config.layout_of(anatomy)
         with unchanged_random_state():
             torch.manual_seed(seed)
             tensors, bank = self.tensors_at(layout, sigma_init)
@@ -307,7 +312,7 @@ class Learngene(SharedArtefact):
                 self.config.condensed_for,
             )
         with unchanged_random_state():
-            return generated_model(self.config, config, layout, tensors, bank, self.origin(config)).eval()
+            return generated_model(self.config, anatomy, layout, tensors, bank, self.origin(anatomy)).eval()
 
     def select(self, classes: Sequence[int]) -> "Learngene":
         """The smaller learngene of these classes only, ids as they are. (KIND's.)

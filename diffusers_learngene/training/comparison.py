@@ -14,11 +14,10 @@ from typing import Any, get_args
 from accelerate import Accelerator
 from torch import nn
 
-from ..anatomy import scratch
 from ..anatomy.models import model_config
 from ..anatomy.sizes import depth_key
 from ..functional.resize import DepthInit
-from ..initializers import selection
+from ..initializers import scratch, selection
 from ..learngene import Learngene
 from ..runs.loop import TrainingOptions
 from .tasks import Task

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ..anatomy.models import empty_model, model_config
+from ..anatomy.models import model_config
 from ..anatomy.sizes import override_config
 from ..learngene import Learngene
 from ..learngene.layout import unstack
@@ -58,13 +58,13 @@ class ElasticModel(nn.Module):
         for overrides in self.sizes:
             architecture = learngene.config.architecture
             config = override_config(architecture, learngene.config.base_config, overrides)
-            target = learngene.layout(config)
+            anatomy = learngene.config.skeleton(config)
+            target = learngene.config.layout_of(anatomy)
             if learngene.width_of(target) is None:
                 raise ValueError(
                     f"sizes: the learngene holds no tensors for the width of {overrides}: give it in widths=."
                 )
-            skeleton, origin = empty_model(architecture, config), learngene.origin(config)
-            self._plans.append((target, origin, [skeleton]))  # listed: not a submodule
+            self._plans.append((target, learngene.origin(anatomy), [anatomy.model]))  # listed: not a submodule
 
     def forward(self, size: int, *args: object, **kwargs: object) -> object:
         target, origin, (skeleton,) = self._plans[size]

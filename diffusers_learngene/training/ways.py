@@ -9,7 +9,7 @@ from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..anatomy.blocks import default_targets, find_matrices
+from ..anatomy import Anatomy
 from ..anatomy.dit import LabelInit, label_table, new_label_rows
 from ..anatomy.models import empty_model, model_config, with_labels
 from .diffusion_task import DiffusionTask
@@ -45,8 +45,9 @@ def add_adapter(model: nn.Module, way: Adapter, num_parameters: int, seed: int) 
 
     Of LoRA and PiSSA, ranks are whole numbers; of OFT, blocks are divisors of all input widths.
     """
-    targets = default_targets(model)
-    shapes = [m.shape for m in find_matrices(model) if m.name in targets or m.name.endswith(_endings(targets))]
+    anatomy = Anatomy.of(model)
+    targets = anatomy.default_targets
+    shapes = [m.shape for m in anatomy.matrices if m.name in targets or m.name.endswith(_endings(targets))]
     config: LoraConfig | OFTConfig
     if way == "oft":
         smallest = min(columns for _, columns in shapes)

@@ -2,8 +2,8 @@
 """PEFT methods: adapters whose layers share a learngene.
 
 Here lives PEFT's side of each method, as PEFT's own tuners are laid out (`wave/`, `fine/`, `kind/`: config, layer,
-model), and in `base_*.py` what they have in common. Not here: the artefact (`learngene/`), and entries in PEFT's tables
-(`integrations.py`).
+model), and in `base_*.py` what they have in common. Not here: the artefact (`learngene/`), nor entries in PEFT's
+tables (`integrations.py`).
 """
 
 from .base_model import SharedGroup, shared_groups

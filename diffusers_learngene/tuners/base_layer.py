@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils.quantization_utils import quantization_extra_repr
 from torch import Tensor, nn
 
-from ..anatomy.blocks import matrix_to_weight
+from ..anatomy.blocks import form_of, matrix_to_weight
 from .base_sharing import SharingLayer
 
 
@@ -140,7 +140,7 @@ class LearngeneLayer(SharingLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the adapter adds to the base weight, in its layout; in generate mode, the whole weight."""
-        return matrix_to_weight(self._weight(adapter), self.get_base_layer())
+        return matrix_to_weight(self._weight(adapter), form_of(self.get_base_layer()))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may approximate the adapter by a LoRA: where it is added."""

@@ -23,8 +23,8 @@ from peft.tuners.tuners_utils import (
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import Tensor, nn
 
-from ..anatomy.blocks import Group, Matrix, default_targets, find_stacks, group_modules, matrix_shape, unwrap
-from ..anatomy.tracing import uncalled_modules
+from ..anatomy import Anatomy
+from ..anatomy.blocks import Group, Matrix, matrix_shape, unwrap
 from .base_config import LearngeneConfig
 from .base_layer import LearngeneLayer
 from .base_sharing import Bank, Scaler, share_key
@@ -106,7 +106,7 @@ class LearngeneModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if peft_config.target_modules is None:
             try:
-                targets = default_targets(self.model, uncalled_modules(self.model))
+                targets = self._anatomy.default_targets
             except ValueError as error:
                 raise ValueError(f"{error} Name the layers to adapt in target_modules.") from error
             peft_config.target_modules = set(targets)
@@ -168,7 +168,8 @@ class LearngeneModel(BaseTuner):
     ) -> None:
         """As `BaseTuner.inject_adapter`; all or nothing."""
         check_adapter_name(adapter_name, model, self.prefix)
-        self._stacks = tuple(find_stacks(model))
+        self._anatomy = Anatomy.of(model)
+        self._stacks = tuple(self._anatomy.stacks)
         self._named_in_file: set[str] | None = None
         if self.tuner_layer_cls.scaler_scope != "matrix":
             state_dict = None  # a file does not name every layer; the config does
@@ -186,10 +187,11 @@ class LearngeneModel(BaseTuner):
         finally:
             self._plan = _Plan({}, set())
             self._named_in_file = None
+            del self._anatomy  # of the model as it was
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         names = self._targeted(peft_config, model)
-        groups = group_modules(model, names, peft_config.share_qkv)
+        groups = self._anatomy.groups_of(names, peft_config.share_qkv)
         if groups:
             peft_config.check_groups(groups)
         modules = {name: model.get_submodule(name) for name in names}

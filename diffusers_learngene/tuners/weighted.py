@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy.blocks import Group, group_modules
+from ..anatomy import Anatomy
+from ..anatomy.blocks import Group
 from .base_config import LearngeneConfig
 from .base_sharing import Bank, share_key
 from .scalers import adapted_layers, adapter_config, target_modules
@@ -67,7 +68,7 @@ class WeightedSum:
         self.bank_scope, self.scaler_scope = some_layer.bank_scope, some_layer.scaler_scope
         names = list(dict.fromkeys(name for layers in self.layers for name in layers))
         order = [name for name, _ in model.named_modules() if name in set(names)]
-        self.groups = group_modules(model, order, configs[0].share_qkv)
+        self.groups = Anatomy.of(model).groups_of(order, configs[0].share_qkv)
         self.blocks: dict[str, list[_Block]] = {}
         pattern = {group.key: self._add_blocks(group) for group in self.groups}
         self.config: LearngeneConfig = replace(

@@ -25,9 +25,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from diffusers_learngene.anatomy import blocks, scratch
+from diffusers_learngene.anatomy import Anatomy, blocks
 from diffusers_learngene.data.image_classes import load_image_classes
 from diffusers_learngene.functional import fine, wave
+from diffusers_learngene.initializers import scratch
 from diffusers_learngene.training.diffusion_task import DiffusionTask, load_dit
 
 
@@ -101,14 +102,14 @@ def fit(weights: Tensor, rank: int, solver: str) -> Tensor:
 
 def fused(model: nn.Module) -> dict[str, Tensor]:
     """Matrices (L, m1, m2) of every group, q, k and v of a layer one above the other."""
-    groups = blocks.group_matrices(blocks.find_matrices(model))
+    groups = blocks.group_matrices(Anatomy.of(model).matrices)
     rows = [torch.cat([model.get_parameter(f"{m.name}.weight") for m in group.matrices]) for group in groups]
     return {g.key: matrix.unflatten(0, (g.num_layers, -1)) for g, matrix in zip(groups, rows, strict=True)}
 
 
 def loss_with(model: nn.Module, matrices: dict[str, Tensor], task: DiffusionTask) -> float:
     """The loss of the model, which has these matrices from now on."""
-    for group in blocks.group_matrices(blocks.find_matrices(model)):
+    for group in blocks.group_matrices(Anatomy.of(model).matrices):
         rows = matrices[group.key].flatten(0, 1)
         for m, part in zip(group.matrices, rows.split([m.shape[0] for m in group.matrices]), strict=True):
             model.get_parameter(f"{m.name}.weight").copy_(part)

@@ -10,12 +10,11 @@ from transformers.pytorch_utils import Conv1D
 
 from ancestries import ARCHITECTURES, ancestry, depth, stock
 from diffusers_learngene import WAVEConfig
+from diffusers_learngene.anatomy import Anatomy
 from diffusers_learngene.anatomy.blocks import (
-    default_targets,
-    find_matrices,
     find_stacks,
+    form_of,
     group_matrices,
-    group_modules,
     matrix_shape,
     matrix_to_weight,
     weight_to_matrix,
@@ -162,17 +161,17 @@ def described(groups):
 def test_stacks_and_groups(name):
     model = ancestry(name).model
     assert [(stack, len(blocks)) for stack, blocks in find_stacks(model).items()] == list(EXPECTED[name])
-    assert described(group_matrices(find_matrices(model))) == expected_groups(name)
+    assert described(group_matrices(Anatomy.of(model).matrices)) == expected_groups(name)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_targets_are_what_recurs(name):
     """As suffixes or in full, PEFT finds the matrices of the groups of two layers or more, and no others."""
     model = ancestry(name).model
-    targets = default_targets(model)
+    targets = Anatomy.of(model).default_targets
     shapes = {key: matrix_shape(module) for key, module in model.named_modules()}
     matched = {key for key in shapes if any(key == t or key.endswith(f".{t}") for t in targets) and shapes[key]}
-    groups = group_matrices(find_matrices(model))
+    groups = group_matrices(Anatomy.of(model).matrices)
     assert matched == {m.name for group in groups if group.num_layers > 1 for m in group.matrices}
 
 
@@ -180,16 +179,16 @@ def test_targets_are_what_recurs(name):
 @pytest.mark.parametrize("name", ["sd3", "sana", "gpt2", "llama"])
 def test_wrapped_models_have_the_same_groups(name, kind):
     model = ancestry(name).model
-    plain = described(group_matrices(find_matrices(model)))
-    targets = default_targets(model)
+    plain = described(group_matrices(Anatomy.of(model).matrices))
+    targets = Anatomy.of(model).default_targets
     config = LoraConfig(target_modules=targets) if kind == "lora" else WAVEConfig(mode=kind)
     wrapped = get_peft_model(model, config).get_base_model()
-    assert described(group_matrices(find_matrices(wrapped))) == plain
-    assert default_targets(wrapped) == targets
+    assert described(group_matrices(Anatomy.of(wrapped).matrices)) == plain
+    assert Anatomy.of(wrapped).default_targets == targets
 
 
 def test_without_sharing_q_k_and_v_are_groups_of_their_own():
-    apart = described(group_matrices(find_matrices(ancestry("dit").model), share_qkv=False))
+    apart = described(group_matrices(Anatomy.of(ancestry("dit").model).matrices, share_qkv=False))
     assert [apart[f"transformer_blocks.*.attn1.to_{x}"] for x in "qkv"] == [(_16, 3)] * 3
 
 
@@ -197,7 +196,7 @@ def test_keys_and_values_of_another_width_are_not_fused_with_queries():
     model = ancestry("pixart").model
     for block in model.transformer_blocks:
         block.attn2.to_k, block.attn2.to_v = nn.Linear(12, 16), nn.Linear(12, 16)
-    keys = described(group_matrices(find_matrices(model)))
+    keys = described(group_matrices(Anatomy.of(model).matrices))
     assert keys["transformer_blocks.*.attn2.to_q"] == (_16, 2)
     assert keys["transformer_blocks.*.attn2.to_k+to_v"] == ([(16, 12)] * 2, 2)
 
@@ -206,30 +205,30 @@ def test_tied_embedders_are_no_matrices_of_a_block():
     tied, copies = ancestry("dit").model, ancestry("dit").model
     for block in tied.transformer_blocks[1:]:
         block.norm1.emb = tied.transformer_blocks[0].norm1.emb
-    assert find_matrices(tied) == find_matrices(copies)
-    assert not any("emb" in matrix.role for matrix in find_matrices(copies))
+    assert Anatomy.of(tied).matrices == Anatomy.of(copies).matrices
+    assert not any("emb" in matrix.role for matrix in Anatomy.of(copies).matrices)
 
 
 def test_modules_in_no_stack_are_groups_of_their_own():
     model = ancestry("dit").model
-    groups = group_modules(model, ["proj_out_1", "proj_out_2", "transformer_blocks.0.ff.net.2", "pos_embed"])
+    groups = Anatomy.of(model).groups_of(["proj_out_1", "proj_out_2", "transformer_blocks.0.ff.net.2", "pos_embed"])
     keys = {group.key: group.num_layers for group in groups}
     assert keys == {"proj_out_1": 1, "proj_out_2": 1, "transformer_blocks.*.ff.net.2": 1}
 
 
 @pytest.mark.parametrize("name", ["dit", "flux", "vit"])
-@pytest.mark.parametrize("search", [find_matrices, default_targets])
-def test_a_model_of_one_block_repeats_nothing(name, search):
+@pytest.mark.parametrize("part", ["matrices", "default_targets"])
+def test_a_model_of_one_block_repeats_nothing(name, part):
     one = stock(ancestry(name).model, **depth(name, 1))
     assert find_stacks(one) == {}
     with pytest.raises(ValueError, match=f"{type(one).__name__} has no repeated blocks"):
-        search(one)
+        getattr(Anatomy.of(one), part)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.ModuleList()])
 def test_lists_of_layers_are_no_blocks(model):
     with pytest.raises(ValueError, match="no repeated blocks"):
-        find_matrices(model)
+        _ = Anatomy.of(model).matrices
 
 
 def test_stack_inside_a_block_belongs_to_the_block():
@@ -257,14 +256,14 @@ def test_matrices_as_they_are_stored(module, shape):
     assert matrix_shape(module) == shape
     if shape:
         stacked = torch.stack([module.weight, 2 * module.weight])
-        matrices = weight_to_matrix(stacked, module)
+        matrices = weight_to_matrix(stacked, form_of(module))
         assert matrices.shape == (2, *shape)
-        assert torch.equal(matrix_to_weight(matrices, module), stacked)
+        assert torch.equal(matrix_to_weight(matrices, form_of(module)), stacked)
         x = torch.randn(2, 3, 1, 1) if isinstance(module, nn.Conv2d) else torch.randn(2, 3)
         torch.testing.assert_close(module(x).flatten(1), x.flatten(1) @ matrices[0].T + module.bias)
 
 
 def test_blocks_of_a_tied_dit_count_their_embedder_once():
     model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=2, num_embeds_ada_norm=10)
-    assert {matrix.layer for matrix in find_matrices(model)} == {0, 1}
-    assert not any(".emb." in matrix.name for matrix in find_matrices(model))
+    assert {matrix.layer for matrix in Anatomy.of(model).matrices} == {0, 1}
+    assert not any(".emb." in matrix.name for matrix in Anatomy.of(model).matrices)

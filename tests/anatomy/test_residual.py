@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from ancestries import ARCHITECTURES, OUTPUTS, ancestry
 from diffusers_learngene import WAVEConfig
+from diffusers_learngene.anatomy import Anatomy
 from diffusers_learngene.anatomy.blocks import find_stacks
 from diffusers_learngene.anatomy.models import tensors_of
-from diffusers_learngene.anatomy.residual import residual_ends
-from diffusers_learngene.anatomy.tracing import uncalled_modules
 from diffusers_learngene.initializers.selection import selection
 from diffusers_learngene.learngene.closed_form import target_groups
 from diffusers_learngene.learngene.layout import layout_of
@@ -102,7 +101,7 @@ def drawn(name):
 def silent_ends(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return residual_ends(model)
+        return Anatomy.of(model).ends
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *ENDS])
@@ -204,15 +203,15 @@ def test_a_norm_after_the_sum_is_left_alone():
 @pytest.mark.parametrize(("followed", "reason"), [(True, "1 of its residual branches"), (False, "cannot be followed")])
 def test_what_cannot_be_scaled_is_said_and_not_guessed(followed, reason):
     with pytest.warns(UserWarning, match=f"Lost: {reason}|Lost: its forward {reason}"):
-        assert residual_ends(stacked(Lost(followed), Lost(followed))) == {}
+        assert Anatomy.of(stacked(Lost(followed), Lost(followed))).ends == {}
 
 
 def test_matrices_that_are_read_without_being_called():
     model = stacked(Read(), Read())
-    assert uncalled_modules(model) == {"blocks.0.down", "blocks.1.down"}
+    assert Anatomy.of(model).uncalled == {"blocks.0.down", "blocks.1.down"}
     assert len(silent_ends(model)) == 4
     assert {matrix.role for group in target_groups(model, WAVEConfig()) for matrix in group.matrices} == {"up"}
-    assert uncalled_modules(ancestry("dit").model) == uncalled_modules(ancestry("llama").model) == set()
+    assert Anatomy.of(ancestry("dit").model).uncalled == Anatomy.of(ancestry("llama").model).uncalled == set()
 
 
 def test_following_a_block_leaves_no_trace():
@@ -255,7 +254,7 @@ def change(model, inputs, stack):
 
 def test_the_gain_reaches_what_a_norm_multiplies_by():
     """Gemma's norms multiply by 1 + w, and that is scaled."""
-    entries = layout_of(RESIDUAL_MODELS["gemma2"]().model).entries
+    entries = layout_of(Anatomy.of(RESIDUAL_MODELS["gemma2"]().model)).entries
     outputs = [entry for entry in entries.values() if entry.output]
     weight = torch.randn(3, 32)
     assert len(outputs) == 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ancestries import ARCHITECTURES, ancestry, depth, stock, width
-from diffusers_learngene.anatomy import scratch
+from diffusers_learngene.anatomy.scratch import scratch
 from models import run
 
 

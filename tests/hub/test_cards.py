@@ -2,7 +2,7 @@
 import pytest
 from huggingface_hub import ModelCardData
 
-from diffusers_learngene.hub.shared import cards
+from diffusers_learngene.hub import cards
 
 
 FULL = {

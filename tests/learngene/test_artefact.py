@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from ancestries import ancestry, learngene, lossless, width
 from diffusers_learngene import KINDConfig, Learngene, LearngeneError
-from diffusers_learngene.hub.shared import files
+from diffusers_learngene.hub import files
 from models import run
 
 
@@ -166,7 +166,7 @@ def test_killed_while_saving(one, folder):
 import sys, time
 from safetensors.torch import save_file
 from diffusers_learngene import Learngene
-from diffusers_learngene.hub.shared import files
+from diffusers_learngene.hub import files
 def slowly(tensors, path, metadata):
     save_file(tensors, path, metadata=metadata)
     with open(path, "r+b") as file:

@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ancestries import ancestry
 from diffusers_learngene import FINEConfig, KINDConfig, Learngene, WAVEConfig, class_gate
-from diffusers_learngene.anatomy import scratch
-from diffusers_learngene.anatomy.blocks import find_matrices, group_matrices
+from diffusers_learngene.anatomy import Anatomy
+from diffusers_learngene.anatomy.blocks import group_matrices
 from diffusers_learngene.anatomy.dit import create_dit, join_label_rows_
+from diffusers_learngene.initializers import scratch
 from models import MODELS
 
 
@@ -59,7 +60,7 @@ def train_(model, labels, steps=4):
 
 def dense_models(model, opened, num_learngene):
     """Stock models of every class by hand: of the SVD of each fused matrix, the components that `opened` lists."""
-    groups = [group for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
+    groups = [group for group in group_matrices(Anatomy.of(model).matrices) if group.num_layers > 1]
     made = {}
     for label, tailors in opened.items():
         other = made[label] = copy.deepcopy(model)
@@ -102,7 +103,7 @@ def test_full_rank_is_exact(name):
     """As many components as a matrix has: nothing is lost where all of them are open."""
     tiny = ancestry(name)
     expected = tiny().detach()
-    groups = [group for group in group_matrices(find_matrices(tiny.model)) if group.num_layers > 1]
+    groups = [group for group in group_matrices(Anatomy.of(tiny.model).matrices) if group.num_layers > 1]
     sides = {group.key: min(sum(m1 for m1, _ in group.shapes), group.shapes[0][1]) for group in groups}
     sizes = {key: [side - 4, 4] for key, side in sides.items()}
     num_classes = NULL if name == "dit" else 2
@@ -153,7 +154,7 @@ def test_everything_is_trainable(one):
 
 def linear_flops(model, rank, labels=4, tokens=16):
     """Of the factored matrices, by hand; q, k and v are one, as in the paper."""
-    matrices = [group for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
+    matrices = [group for group in group_matrices(Anatomy.of(model).matrices) if group.num_layers > 1]
     total = 0
     for group in matrices:
         rows = labels if "norm1" in group.key else labels * tokens
@@ -185,7 +186,7 @@ def test_fewer_classes_are_a_smaller_model(one):
 def ancestry_parameters(rank):
     """Empty tensors as a descendant of that rank has parameters."""
     model = ancestry("dit").model
-    groups = [group for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
+    groups = [group for group in group_matrices(Anatomy.of(model).matrices) if group.num_layers > 1]
     factored = {f"{matrix.name}.weight" for group in groups for matrix in group.matrices}
     copies = tuple(f"transformer_blocks.{layer}.norm1.emb." for layer in (1, 2))  # tied in descendants
     for name, parameter in model.named_parameters():
@@ -268,7 +269,7 @@ def test_only_new_tailors_and_rows_are_trained(one):
     novel = {name for name, _ in model.named_parameters() if ".novel." in name}
     assert trainable == novel | {ROWS}
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    groups = [group for group in group_matrices(find_matrices(ancestry("dit").model)) if group.num_layers > 1]
+    groups = [group for group in group_matrices(Anatomy.of(ancestry("dit").model).matrices) if group.num_layers > 1]
     sides = sum((sum(m1 for m1, _ in g.shapes) + g.shapes[0][1] + 1) * g.num_layers for g in groups)
     assert count == 6 * sides + 3 * 16
     labels = [0, 3, 9, 13]

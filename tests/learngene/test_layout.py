@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from ancestries import ARCHITECTURES, ancestry, depth, each_method, learngene, width
-from diffusers_learngene.anatomy.blocks import default_targets, find_matrices, find_stacks, group_matrices
+from diffusers_learngene.anatomy import Anatomy
+from diffusers_learngene.anatomy.blocks import find_stacks, group_matrices
 from diffusers_learngene.anatomy.models import empty_model, model_config, prepare_ancestry_, tensors_of
 from diffusers_learngene.functional.resize import relative_layers
 from diffusers_learngene.learngene.layout import layout_of, match, parse_group_key, resize_tensors, stack, unstack
 
 
 def keys_of(model):
-    return [group.key for group in group_matrices(find_matrices(model)) if group.num_layers > 1]
+    return [group.key for group in group_matrices(Anatomy.of(model).matrices) if group.num_layers > 1]
 
 
 def layout_at(name, method="wave", **overrides):
@@ -24,7 +25,7 @@ def layout_at(name, method="wave", **overrides):
 @pytest.mark.parametrize("factored", [False, True], ids=["dense", "factored"])
 def test_every_tensor_has_one_place(name, factored):
     model = prepare_ancestry_(ancestry(name).model)
-    layout = layout_of(model, keys_of(model) if factored else ())
+    layout = layout_of(Anatomy.of(model), keys_of(model) if factored else ())
     names = [tensor for entry in layout.entries.values() for tensor in entry.names.values()]
     assert sorted(names) == sorted(tensors_of(model))
     assert layout.depths == {key: len(blocks) for key, blocks in find_stacks(model).items()}
@@ -39,15 +40,15 @@ def test_every_tensor_has_one_place(name, factored):
             assert entry.names == {layer: f"{stack_of}.{layer}.{path}" for layer in entry.names}
             assert list(entry.names) == sorted(entry.names)
     factored_names = {name for entry in layout.entries.values() if entry.group for name in entry.names.values()}
-    groups = group_matrices(find_matrices(model))
+    groups = group_matrices(Anatomy.of(model).matrices)
     targets = {f"{m.name}.weight" for group in groups if group.num_layers > 1 for m in group.matrices}
-    assert factored_names == (targets if factored else set()) and default_targets(model)
+    assert factored_names == (targets if factored else set()) and Anatomy.of(model).default_targets
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_stacking_and_unstacking_is_the_identity(name):
     model = prepare_ancestry_(ancestry(name).model)
-    layout = layout_of(model)
+    layout = layout_of(Anatomy.of(model))
     state = unstack(stack(model, layout), layout)
     tensors = tensors_of(model)
     assert state.keys() == tensors.keys()
@@ -166,5 +167,5 @@ def test_group_keys(key, stack_name, roles):
 def test_empty_models_have_the_layout_of_full_ones():
     model = prepare_ancestry_(ancestry("flux").model)
     empty = empty_model("FluxTransformer2DModel", model_config(model))
-    full = layout_of(model, keys_of(model))
-    assert list(layout_of(empty, keys_of(model)).entries) == list(full.entries)
+    full = layout_of(Anatomy.of(model), keys_of(model))
+    assert list(layout_of(Anatomy.of(empty), keys_of(model)).entries) == list(full.entries)

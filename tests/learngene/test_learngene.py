@@ -13,10 +13,10 @@ from torch import nn
 
 from ancestries import ARCHITECTURES, ancestry, depth, each_method, learngene, lossless, select_layers, stock, width
 from diffusers_learngene import Learngene, WAVEConfig
-from diffusers_learngene.anatomy import scratch
-from diffusers_learngene.anatomy.blocks import find_matrices
+from diffusers_learngene.anatomy import Anatomy
 from diffusers_learngene.anatomy.models import tensors_of
 from diffusers_learngene.functional.resize import DepthInit, resize_depth
+from diffusers_learngene.initializers import scratch
 from diffusers_learngene.learngene.layout import parse_group_key, resize_tensors
 from diffusers_learngene.training.condensing import ElasticModel
 from models import MODELS, run
@@ -226,7 +226,7 @@ def test_what_training_added_to_a_known_initialisation(name, method, tmp_path):
     tiny = ancestry(name)
     tiny.model = scratch(tiny.model, {}, seed=5).eval()
     draws = torch.Generator().manual_seed(0)
-    for matrix in find_matrices(tiny.model):  # training adds the same to all layers
+    for matrix in Anatomy.of(tiny.model).matrices:  # training adds the same to all layers
         weight = tiny.model.get_submodule(matrix.name).weight
         weight.data += 0.1 * torch.randn(weight.shape, generator=draws.manual_seed(len(matrix.role)))
     one = Learngene.condense(tiny.model, lossless(tiny.model, method), start="fit", init_seed=5)

@@ -7,7 +7,7 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 
 from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig
-from diffusers_learngene.anatomy.blocks import group_modules
+from diffusers_learngene.anatomy import Anatomy
 from models import MODELS
 
 
@@ -170,18 +170,18 @@ def test_default_sizes(mode):
     q, k, v, ff = (
         f"transformer_blocks.{{}}.{role}" for role in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "ff.net.2")
     )
-    groups = group_modules(model, [name.format(layer) for layer in range(3) for name in (q, k, v, ff)])
+    groups = Anatomy.of(model).groups_of([name.format(layer) for layer in range(3) for name in (q, k, v, ff)])
     sizes = [WAVEConfig(mode=mode).size_of(group) for group in groups]
     assert sizes == ([(8, 8, 8), (8, 8, 8)] if mode == "add" else [(24, 8, 8), (32, 8, 8)])
     assert [FINEConfig(mode=mode).size_of(group) for group in groups] == [(16,), (16,)]
-    (alone,) = group_modules(model, ["proj_out_2"])
+    (alone,) = Anatomy.of(model).groups_of(["proj_out_2"])
     assert WAVEConfig(mode=mode).size_of(alone) == ((4, 8, 8))
 
 
 def test_default_rank():
     """The smaller side, and in add mode no more than 64."""
     model = nn.ModuleDict({"a": nn.Linear(100, 300), "b": nn.Linear(300, 50)})
-    groups = group_modules(model, model)
+    groups = Anatomy.of(model).groups_of(model)
     assert [FINEConfig().size_of(group) for group in groups] == [(64,), (50,)]
     assert [FINEConfig(mode="generate").size_of(group) for group in groups] == [(100,), (50,)]
 
@@ -253,7 +253,7 @@ def test_group_ranks_with_an_unknown_group():
 def test_kind_sizes():
     """Add: 8 and 1 a class. Generate: half the smaller side and a 64th. A pattern counts all tailors of a group."""
     model = nn.ModuleDict({"a": nn.Linear(256, 300), "b": nn.Linear(300, 6)})
-    groups = group_modules(model, model)
+    groups = Anatomy.of(model).groups_of(model)
     sizes = {mode: [KINDConfig(mode=mode, num_classes=3).size_of(g) for g in groups] for mode in ("add", "generate")}
     assert sizes == {"add": [(8, 3), (6, 3)], "generate": [(128, 12), (3, 3)]}
     assert [KINDConfig(num_classes=0).size_of(g) for g in groups] == [(8, 0), (6, 0)]

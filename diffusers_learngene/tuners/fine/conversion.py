@@ -20,7 +20,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...anatomy.blocks import matrix_to_weight
+from ...anatomy.blocks import form_of, matrix_to_weight
 from ...functional import fine
 from ...hub.files import write_tensors
 from ..scalers import PREFIX, adapted_layers, adapter_config, target_modules
@@ -73,7 +73,7 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         if isinstance(base, nn.Conv2d):
             if base.padding_mode != "zeros":
                 raise ValueError(f"{name} has padding_mode={base.padding_mode!r}: PEFT's LoRA pads with zeros.")
-            a, b = matrix_to_weight(a, base), matrix_to_weight(b, base)
+            a, b = matrix_to_weight(a, form_of(base)), matrix_to_weight(b, form_of(base))
         # Every layer's own, and in order, as files want them.
         for key, factor in (("A", a), ("B", b)):
             state[f"{PREFIX}{name}.lora_{key}.weight"] = factor.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is, read once and handed on.
+
+    model -> stacks -> matrices -> groups      which weights recur, and which of them share a bank
+          -> tensors                           all that a model holds, by name
+          -> blocks -> ends, uncalled          one block of each kind followed: what ends its residual branches, and
+                                               which matrices it reads without calling their layers
+
+Every part is read when it is first asked for, and never again; on the meta device as on any other. A reading is of the
+model as it was: whoever changes the model's modules or ties its tensors reads it anew.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from .blocks import (
+    Group,
+    Matrix,
+    find_matrices,
+    find_stacks,
+    group_matrices,
+    named_matrices,
+    shared_between_blocks,
+    target_names,
+)
+from .models import tensors_of
+from .residual import Ends, block_ends
+from .tracing import Trace, TracingError, kinds_of_blocks, trace
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Blocks of one class and one set of shapes: their paths, and what the forward of one of them does.
+
+    Attributes:
+        trace: None where the forward cannot be followed; `reason` says why.
+        ends: of one block, by the names of its tensors (`residual.block_ends`).
+        lost: residual branches that end in nothing which scales them alone.
+    """
+
+    cls: type[nn.Module]
+    paths: list[str]
+    trace: Trace | None
+    ends: Ends
+    lost: int = 0
+    reason: str = ""
+
+
+class Anatomy:
+    """What a model is; make one with `Anatomy.of(model)`, and print it to see what a learngene would be made of.
+
+    Any diffusers / transformers model will do, also one on the meta device, or with PEFT's adapters, which are seen
+    through.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Anatomy":
+        """The anatomy of a model; of one that is being adapted just now, as it has been read already (`handed_on`)."""
+        known = _HANDED_ON.get()
+        return known if known is not None and known.model is model else cls(model)
+
+    @cached_property
+    def stacks(self) -> dict[str, nn.Module]:
+        """The outermost lists of repeated blocks by module path; empty if the model has none."""
+        return find_stacks(self.model)
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """How many blocks every stack has."""
+        return {stack: len(list(blocks.children())) for stack, blocks in self.stacks.items()}
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter (tied ones once) and every persistent floating-point buffer by name."""
+        return tensors_of(self.model)
+
+    @cached_property
+    def shared_ids(self) -> set[int]:
+        """ids of the tensors that more than one block of a stack owns (tied embedders)."""
+        return shared_between_blocks(self.stacks)
+
+    @cached_property
+    def matrices(self) -> list[Matrix]:
+        """Every matrix that belongs to one block of one stack, in module order.
+
+        Raises:
+            ValueError: the model has no repeated blocks.
+        """
+        if not self.stacks:
+            raise ValueError(
+                f"{type(self.model).__name__} has no repeated blocks (a ModuleList of which two blocks have half of "
+                "their matrices in common, by role and shape), so there is nothing that its layers could share."
+            )
+        return find_matrices(self.model, self.stacks)
+
+    @cached_property
+    def blocks(self) -> list[BlockKind]:
+        """One block of each kind, followed."""
+        return [_followed(block, paths) for block, paths in kinds_of_blocks(self.stacks)]
+
+    @cached_property
+    def uncalled(self) -> set[str]:
+        """Modules in the blocks whose tensors are read by other modules, which would go past a wrapper.
+
+        Of blocks that cannot be followed, none is known.
+        """
+        return {
+            f"{path}.{name}"
+            for kind in self.blocks
+            if kind.trace
+            for name in kind.trace.read_outside
+            for path in kind.paths
+        }
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The tensors that end the residual branches of the blocks (`residual.block_ends`).
+
+        Warns:
+            UserWarning: a block cannot be followed, or a branch has no such end. It then has none here.
+        """
+        for kind in self.blocks:
+            reason = kind.reason or f"{kind.lost} of its residual branches end in nothing that scales them alone"
+            if kind.reason or kind.lost:
+                warnings.warn(
+                    f"{kind.cls.__name__}: {reason}. A descendant of another depth keeps these branches as they are, "
+                    "so that their sum grows or shrinks with the depth: train it before use.",
+                    stacklevel=_level_of_caller(),
+                )
+        return {
+            f"{path}.{name}": added for kind in self.blocks for name, added in kind.ends.items() for path in kind.paths
+        }
+
+    @cached_property
+    def shareable(self) -> list[Matrix]:
+        """The matrices that can be factored: those that are read by calling their layers."""
+        return [matrix for matrix in self.matrices if matrix.name not in self.uncalled]
+
+    @cached_property
+    def default_targets(self) -> list[str]:
+        """Names of all matrices whose group spans two layers or more: what a learngene is made of, what an adapter
+        wraps. As role suffixes ("attn1.to_q") where these match nothing else in the model, as full paths otherwise.
+        """
+        groups = group_matrices(self.shareable)
+        return target_names(self.model, [m for group in groups if group.num_layers > 1 for m in group.matrices])
+
+    def groups_of(self, names: Iterable[str], share_qkv: bool = True) -> list[Group]:
+        """Group the named matrices; those that lie in no stack are a group of their own each."""
+        return group_matrices(named_matrices(self.model, self.stacks, names), share_qkv)
+
+    def __str__(self) -> str:
+        from .table import table
+
+        return table(self)
+
+
+# Whoever makes a model and then has PEFT adapt it has read it already, but PEFT's classes take no such argument.
+_HANDED_ON: ContextVar[Anatomy | None] = ContextVar("anatomy", default=None)
+
+
+@contextmanager
+def handed_on(anatomy: Anatomy) -> Iterator[None]:
+    """Inside, `Anatomy.of` gives this reading of its model."""
+    token = _HANDED_ON.set(anatomy)
+    try:
+        yield
+    finally:
+        _HANDED_ON.reset(token)
+
+
+def _followed(block: nn.Module, paths: list[str]) -> BlockKind:
+    try:
+        found = trace(block)
+    except TracingError as error:
+        return BlockKind(type(block), paths, None, {}, reason=str(error))
+    ends, lost = block_ends(block, found.outputs)
+    return BlockKind(type(block), paths, found, ends, lost)
+
+
+def _level_of_caller() -> int:
+    """`stacklevel` of the code outside this package that asked: it is whom a warning is for."""
+    package, level = __name__.partition(".")[0], 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (package, "functools"):
+        frame, level = frame.f_back, level + 1
+    return level
