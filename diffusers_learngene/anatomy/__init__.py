@@ -5,7 +5,8 @@ Here lives whatever reads a model (`Anatomy.of(model)` is the whole of it), and 
 it knows no method and no artefact. Not here: what is done with it (`tuners/`, `learngene/`, `initializers/`).
 """
 
-from .anatomy import Anatomy, BlockKind, handed_on
+from .anatomy import Anatomy, handed_on
+from .kinds import BlockKind
 
 
 __all__ = ["Anatomy", "BlockKind", "handed_on"]

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -30,27 +29,10 @@ from .blocks import (
     shared_between_blocks,
     target_names,
 )
+from .kinds import BlockKind, kinds_of_blocks
 from .models import tensors_of
-from .residual import Ends, block_ends
-from .tracing import Trace, TracingError, kinds_of_blocks, trace
-
-
-@dataclass(frozen=True)
-class BlockKind:
-    """Blocks of one class and one set of shapes: their paths, and what the forward of one of them does.
-
-    Attributes:
-        trace: None where the forward cannot be followed; `reason` says why.
-        ends: of one block, by the names of its tensors (`residual.block_ends`).
-        lost: residual branches that end in nothing which scales them alone.
-    """
-
-    cls: type[nn.Module]
-    paths: list[str]
-    trace: Trace | None
-    ends: Ends
-    lost: int = 0
-    reason: str = ""
+from .residual import Ends
+from .table import table
 
 
 class Anatomy:
@@ -106,7 +88,7 @@ class Anatomy:
     @cached_property
     def blocks(self) -> list[BlockKind]:
         """One block of each kind, followed."""
-        return [_followed(block, paths) for block, paths in kinds_of_blocks(self.stacks)]
+        return kinds_of_blocks(self.stacks)
 
     @cached_property
     def uncalled(self) -> set[str]:
@@ -159,9 +141,9 @@ class Anatomy:
         return group_matrices(named_matrices(self.model, self.stacks, names), share_qkv)
 
     def __str__(self) -> str:
-        from .table import table
-
-        return table(self)
+        if not self.stacks:
+            return f"{type(self.model).__name__}: no repeated blocks, nothing that layers could share."
+        return table(type(self.model).__name__, self.tensors, self.depths, self.matrices, self.uncalled, self.blocks)
 
 
 # Whoever makes a model and then has PEFT adapt it has read it already, but PEFT's classes take no such argument.
@@ -176,15 +158,6 @@ def handed_on(anatomy: Anatomy) -> Iterator[None]:
         yield
     finally:
         _HANDED_ON.reset(token)
-
-
-def _followed(block: nn.Module, paths: list[str]) -> BlockKind:
-    try:
-        found = trace(block)
-    except TracingError as error:
-        return BlockKind(type(block), paths, None, {}, reason=str(error))
-    ends, lost = block_ends(block, found.outputs)
-    return BlockKind(type(block), paths, found, ends, lost)
 
 
 def _level_of_caller() -> int:

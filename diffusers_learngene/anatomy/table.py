@@ -1,46 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """An anatomy as text: what somebody who brings a model of their own asks first."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor
 
 from ..functional import fine, wave
-from .blocks import Group, group_matrices
-
-
-if TYPE_CHECKING:
-    from .anatomy import Anatomy
+from .blocks import Group, Matrix, group_matrices
+from .kinds import BlockKind
 
 
 _HEADER = ("group", "layers", "shape", "dense", "WAVE", "FINE", "ends a branch")
 
 
-def table(anatomy: "Anatomy") -> str:
+def table(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    depths: Mapping[str, int],
+    matrices: Sequence[Matrix],
+    uncalled: Collection[str],
+    blocks: Sequence[BlockKind],
+) -> str:
     """Stacks and their groups, what each costs dense and as a bank, what ends each branch, what stays dense and why.
 
-    WAVE and FINE are the numbers of a learngene of the default size, scalers of all layers included.
+    WAVE and FINE are the numbers of a learngene of the default size, scalers of all layers included. The arguments are
+    the parts of `anatomy.Anatomy` of these names.
     """
-    if not anatomy.stacks:
-        return f"{type(anatomy.model).__name__}: no repeated blocks, nothing that layers could share."
-    groups = group_matrices(anatomy.shareable)
+    groups = group_matrices([matrix for matrix in matrices if matrix.name not in uncalled])
     shared = [group for group in groups if group.num_layers > 1]
-    ending = {name.rpartition(".")[0] for kind in anatomy.blocks for name in _absolute(kind.paths, kind.ends)}
-    total = sum(tensor.numel() for tensor in anatomy.tensors.values())
-    factored = sum(map(_dense, shared))
+    ending = {f"{path}.{end.rpartition('.')[0]}" for kind in blocks for path in kind.paths for end in kind.ends}
+    total, factored = sum(tensor.numel() for tensor in tensors.values()), sum(map(_dense, shared))
     lines = [
-        f"{type(anatomy.model).__name__}: {total:,} numbers, {factored / max(1, total):.0%} of them in "
-        f"{len(shared)} groups that layers can share"
+        f"{name}: {total:,} numbers, {factored / max(1, total):.0%} of them in {len(shared)} groups that layers can share"
     ]
-    for stack, depth in anatomy.depths.items():
-        kinds = {kind.cls.__name__ for kind in anatomy.blocks if kind.paths[0].startswith(f"{stack}.")}
+    for stack, depth in depths.items():
+        classes = sorted({kind.cls.__name__ for kind in blocks if kind.paths[0].startswith(f"{stack}.")})
         rows = [_row(group, stack, ending) for group in shared if group.matrices[0].stack == stack]
-        lines += ["", f"{stack}: {depth} x {' / '.join(sorted(kinds))}", *_aligned([_HEADER, *rows])]
-    lines += ["", *_left_dense(anatomy, groups, total - factored), *_warned(anatomy)]
-    return "\n".join(lines)
-
-
-def _absolute(paths: Sequence[str], names: Sequence[str] | dict[str, float]) -> list[str]:
-    return [f"{path}.{name}" for path in paths for name in names]
+        lines += ["", f"{stack}: {depth} x {' / '.join(classes)}", *_aligned([_HEADER, *rows])]
+    lines += [
+        "",
+        f"dense: {total - factored:,} numbers: embedders, norms, biases, what is in no block or shared by all",
+    ]
+    if once := [group.key for group in groups if group.num_layers == 1]:
+        lines.append(f"  only one layer has them: {', '.join(once)}")
+    if unread := sorted({matrix.role for matrix in matrices if matrix.name in uncalled}):
+        lines.append(f"  read without being called: {', '.join(unread)}")
+    return "\n".join([*lines, *map(_ends, blocks)])
 
 
 def _dense(group: Group) -> int:
@@ -57,7 +62,7 @@ def _row(group: Group, stack: str, ending: set[str]) -> tuple[str, ...]:
     return (
         group.key.removeprefix(f"{stack}.*."),
         str(layers),
-        " + ".join(dict.fromkeys(f"{shapes.count(shape)} x {shape[0]} x {shape[1]}" for shape in shapes)),
+        " + ".join(dict.fromkeys(_times(shapes.count(shape), shape) for shape in shapes)),
         f"{_dense(group):,}",
         f"{templates * (size[0] * size[1] + layers * tiles):,}",
         f"{rank * (sum(fused) + layers):,}",
@@ -65,30 +70,21 @@ def _row(group: Group, stack: str, ending: set[str]) -> tuple[str, ...]:
     )
 
 
-def _left_dense(anatomy: "Anatomy", groups: Sequence[Group], numbers: int) -> list[str]:
-    """What no bank makes, each with the reason."""
-    once = [group.key for group in groups if group.num_layers == 1]
-    uncalled = sorted({matrix.role for matrix in anatomy.matrices if matrix.name in anatomy.uncalled})
-    lines = [f"dense: {numbers:,} numbers: embedders, norms, biases, whatever is in no block or shared by all"]
-    if once:
-        lines.append(f"  only one layer has them: {', '.join(once)}")
-    if uncalled:
-        lines.append(f"  read without being called: {', '.join(uncalled)}")
-    others = sorted({name.rpartition(".")[2] for kind in anatomy.blocks for name in kind.ends})
-    if others:
-        ends = sorted({name for kind in anatomy.blocks for name in kind.ends})
-        lines.append(f"residual branches end in: {', '.join(ends)}")
-    return lines
+def _times(count: int, shape: tuple[int, int]) -> str:
+    return f"{f'{count} x ' if count > 1 else ''}{shape[0]} x {shape[1]}"
 
 
-def _warned(anatomy: "Anatomy") -> list[str]:
-    lines = []
-    for kind in anatomy.blocks:
-        if kind.reason:
-            lines.append(f"{kind.cls.__name__}: {kind.reason}; its residual branches are not known")
-        elif kind.lost:
-            lines.append(f"{kind.cls.__name__}: {kind.lost} residual branches end in nothing that scales them alone")
-    return lines
+def _ends(kind: BlockKind) -> str:
+    """What ends the residual branches of a kind of block, tensors by module."""
+    modules: dict[str, list[str]] = {}
+    for name in kind.ends:
+        path, _, attribute = name.rpartition(".")
+        modules.setdefault(path, []).append(attribute)
+    found = ", ".join(f"{path} ({', '.join(sorted(own))})" for path, own in modules.items())
+    lost = f"; {kind.lost} end in nothing that scales them alone" if kind.lost else ""
+    return (
+        f"{kind.cls.__name__}, {len(kind.paths)} x: residual branches end in {found or kind.reason or 'nothing'}{lost}"
+    )
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -16,7 +16,7 @@ import dis
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -74,16 +74,6 @@ class Trace:
 
 class TracingError(Exception):
     """A forward that cannot be followed."""
-
-
-def kinds_of_blocks(stacks: Mapping[str, nn.Module]) -> list[tuple[nn.Module, list[str]]]:
-    """One block of each kind in the stacks of a model, with the paths of all blocks of its kind."""
-    kinds: dict[tuple, tuple[nn.Module, list[str]]] = {}
-    for stack, blocks in stacks.items():
-        for layer, block in blocks.named_children():
-            kind = (stack, type(block), *((name, tensor.shape) for name, tensor in block.named_parameters()))
-            kinds.setdefault(kind, (block, []))[1].append(f"{stack}.{layer}")
-    return list(kinds.values())
 
 
 def trace(block: nn.Module) -> Trace:

@@ -139,12 +139,18 @@ def check_ancestry(anatomy: Anatomy) -> None:
 
 def check_made_of_config(tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
     """Refuse a model that has other tensors than its config makes: a descendant could not be told to have them."""
-    own, other = ({(name, tuple(tensor.shape)) for name, tensor in of.items()} for of in (tensors, made))
-    if own != other:
+    own, other = sorted(tensors.keys() - made.keys()), sorted(made.keys() - tensors.keys())
+    if own or other:
         raise ValueError(
-            f"the model is not what its config makes: only the model has {sorted(own - other)[:3]}, and only its "
-            f"config {sorted(other - own)[:3]}. (Arguments like add_pooling_layer are in no config.)"
+            f"the model is not what its config makes: only the model has {own[:3]}, and only its config {other[:3]}. "
+            "(Arguments like add_pooling_layer are in no config.)"
         )
+    for name, tensor in tensors.items():
+        if tensor.shape != made[name].shape:
+            raise ValueError(
+                f"the model is not what its config makes: {name} has the shape {list(tensor.shape)}, but its config "
+                f"asks for {list(made[name].shape)}."
+            )
 
 
 def _check_init(layout: Layout, tensors: dict[str, Tensor], init: dict[str, Tensor], seed: int) -> None:

@@ -126,7 +126,7 @@ def _variant(key: str, kind: tuple[tuple[int, ...], str | None], entries: Mappin
 def _factored(anatomy: Anatomy, group_keys: Collection[str]) -> dict[str, tuple[blocks.Matrix, str, int]]:
     """Matrix, group key and offset in its group, by module path, of the matrices that the groups name."""
     roles = {(stack, role) for key in group_keys for stack, names in [parse_group_key(key)] for role in names}
-    chosen = [matrix for matrix in anatomy.matrices if (matrix.stack, matrix.role) in roles] if roles else []
+    chosen = [matrix for matrix in anatomy.matrices if (matrix.stack, matrix.role) in roles]
     share_qkv = any("+" in key for key in group_keys)
     return {
         matrix.name: (matrix, group.key, offset)

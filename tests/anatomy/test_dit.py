@@ -8,6 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
+from diffusers_learngene.anatomy import Anatomy
 from diffusers_learngene.anatomy.dit import (
     DIT_SIZES,
     create_dit,
@@ -190,6 +191,6 @@ def test_drop_labels_draws_once_per_sample():
 def test_condensing_warns_of_frequencies_that_no_config_records():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_ancestry(create_dit(**CONFIG))
+        check_ancestry(Anatomy.of(create_dit(**CONFIG)))
     with pytest.warns(UserWarning, match=r"shift \[0\], .* Call set_frequency_shift_"):
-        check_ancestry(set_frequency_shift_(create_dit(**CONFIG), 0))
+        check_ancestry(Anatomy.of(set_frequency_shift_(create_dit(**CONFIG), 0)))

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""WAVE as a PEFT method: templates that layers share, and each layer's weight scalers."""
+
 from .config import WAVEConfig
 from .layer import TemplateBank, WAVELayer
 from .model import WAVEModel
