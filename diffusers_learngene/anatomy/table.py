@@ -30,16 +30,15 @@ def table(
     shared = [group for group in groups if group.num_layers > 1]
     ending = {f"{path}.{end.rpartition('.')[0]}" for kind in blocks for path in kind.paths for end in kind.ends}
     total, factored = sum(tensor.numel() for tensor in tensors.values()), sum(map(_dense, shared))
-    lines = [
-        f"{name}: {total:,} numbers, {factored / max(1, total):.0%} of them in {len(shared)} groups that layers can share"
-    ]
+    part = f"{factored / max(1, total):.0%} of them in {len(shared)} groups"
+    lines = [f"{name}: {total:,} numbers, {part} that layers can share"]
     for stack, depth in depths.items():
         classes = sorted({kind.cls.__name__ for kind in blocks if kind.paths[0].startswith(f"{stack}.")})
         rows = [_row(group, stack, ending) for group in shared if group.matrices[0].stack == stack]
         lines += ["", f"{stack}: {depth} x {' / '.join(classes)}", *_aligned([_HEADER, *rows])]
     lines += [
         "",
-        f"dense: {total - factored:,} numbers: embedders, norms, biases, what is in no block or shared by all",
+        f"dense: {total - factored:,} numbers: embedders, norms, biases, what is in no block or in all",
     ]
     if once := [group.key for group in groups if group.num_layers == 1]:
         lines.append(f"  only one layer has them: {', '.join(once)}")
@@ -82,9 +81,8 @@ def _ends(kind: BlockKind) -> str:
         modules.setdefault(path, []).append(attribute)
     found = ", ".join(f"{path} ({', '.join(sorted(own))})" for path, own in modules.items())
     lost = f"; {kind.lost} end in nothing that scales them alone" if kind.lost else ""
-    return (
-        f"{kind.cls.__name__}, {len(kind.paths)} x: residual branches end in {found or kind.reason or 'nothing'}{lost}"
-    )
+    found = found or kind.reason or "nothing"
+    return f"{kind.cls.__name__}, {len(kind.paths)} x: residual branches end in {found}{lost}"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

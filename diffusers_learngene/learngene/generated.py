@@ -5,6 +5,7 @@ What descending comes down to, and its inverse. KIND's novel tailors are an adap
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -41,7 +42,8 @@ def generated_model(
         layout: of the base model; `tensors` and `bank` are of its size.
         origin: weights, by name, that the factored matrices are added to (mode="add") instead of replacing them.
     """
-    method, model = description.factors, anatomy.model
+    method: Method = description.factors
+    model: Any = anatomy.model
     mode: Mode = "add" if origin else "generate"
     adapter = _adapter(description, anatomy, layout, description.bank_sizes, mode, description.class_tailors)
     with handed_on(anatomy):
