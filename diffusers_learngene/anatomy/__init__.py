@@ -7,6 +7,7 @@ it knows no method and no artefact. Not here: what is done with it (`tuners/`, `
 
 from .anatomy import Anatomy, handed_on
 from .kinds import BlockKind
+from .residual import End
 
 
-__all__ = ["Anatomy", "BlockKind", "handed_on"]
+__all__ = ["Anatomy", "BlockKind", "End", "handed_on"]

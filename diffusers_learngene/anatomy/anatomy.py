@@ -25,6 +25,7 @@ from .blocks import (
     find_matrices,
     find_stacks,
     group_matrices,
+    lists_beside,
     named_matrices,
     shared_between_blocks,
     target_names,
@@ -60,6 +61,11 @@ class Anatomy:
     def depths(self) -> dict[str, int]:
         """How many blocks every stack has."""
         return {stack: len(list(blocks.children())) for stack, blocks in self.stacks.items()}
+
+    @cached_property
+    def lists(self) -> dict[str, int]:
+        """The outermost lists beside the stacks, by path, with their lengths: some have one entry a block."""
+        return lists_beside(self.model, self.stacks)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -120,7 +126,7 @@ class Anatomy:
                     stacklevel=_level_of_caller(),
                 )
         return {
-            f"{path}.{name}": added for kind in self.blocks for name, added in kind.ends.items() for path in kind.paths
+            f"{path}.{name}": end for kind in self.blocks for name, end in kind.ends.items() for path in kind.paths
         }
 
     @cached_property

@@ -15,7 +15,7 @@ embedders once tied) and what belongs to an embedder is not a matrix of the bloc
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -134,6 +134,17 @@ def find_stacks(model: nn.Module) -> dict[str, nn.Module]:
 
     visit(model, "")
     return stacks
+
+
+def lists_beside(model: nn.Module, stacks: Collection[str]) -> dict[str, int]:
+    """The outermost lists of modules or parameters that neither are, hold, nor lie in a stack: lengths by path."""
+    lists: dict[str, int] = {}
+    kinds = (nn.ModuleList, nn.ParameterList)
+    for path, module in model.named_modules():
+        apart = not any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in stacks)
+        if isinstance(module, kinds) and apart and not path.startswith(tuple(f"{other}." for other in lists)):
+            lists[path] = len(module)
+    return lists
 
 
 def _repeats(blocks: nn.Module) -> bool:

@@ -8,16 +8,19 @@ whatever is linear - reshaping, dropout, gates - to the first tensors that can s
     x + gate * to_out(attention(x))     to_out's weight and bias
     x + norm(down(ffn(x)))              the norm's weight and bias; scaling `down` would be normalised away
     x + (1 + w) * normalised            w, as g (1 + w) - 1: an "added" 1
-    norm(x + f(x))                      as x + f(x): the stream is normalised after each sum, the branch is not
+    norm(x + f(x))                      as x + f(x): the stream is normalised after each sum, the branch is not; it is
+                                        said, because another gain serves it (`functional.resize.residual_gain`)
+    x + gate * (y + h(y))               what scales y, if h is linear; h's own weights would scale it twice
 
 What is found is checked: the branch must be of degree one in these tensors, and nothing else in the block may depend
 on them. A branch for which that fails is scaled by nothing, with a warning (`anatomy`), rather than by a guess.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from .tracing import Node, words
 
@@ -50,43 +53,75 @@ _LAYERS = {
 _NORMS = words("layer_norm rms_norm group_norm batch_norm instance_norm")
 _ZEROS = words("zeros zeros_like new_zeros empty_like new_empty")
 
-Ends = dict[str, float]  # by the name of a tensor, what is added to it before it is multiplied
+
+@dataclass(frozen=True)
+class End:
+    """How a tensor ends a residual branch.
+
+    Attributes:
+        added: what the model adds to it before it multiplies: 1 for norms that multiply by 1 + w, else 0.
+        normed: whether the stream is normalised right after the sum (post-norm, as in BERT).
+    """
+
+    added: float = 0.0
+    normed: bool = False
+
+    def scaled(self, tensor: Tensor, gain: float) -> Tensor:
+        """The tensor that makes the branch `gain` times what it was."""
+        return tensor * gain + self.added * (gain - 1) if self.added else tensor * gain
+
+
+Ends = dict[str, End]  # by the name of a tensor
+_Added = dict[str, float]  # `End.added` alone
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A residual sum: the stream, the branch, and whether what comes of the sum is normalised at once."""
+
+    stream: Node
+    branch: Node
+    normed: bool
 
 
 def block_ends(block: nn.Module, outputs: list[Node]) -> tuple[Ends, int]:
     """The tensors of a block that end its residual branches, and how many branches end in no such tensor.
 
-    To scale all branches by g is to make each of these tensors, w, g (w + a) - a, where a is its value here: 1 for
-    norms that multiply by 1 + w, 0 for all others.
-
     Args:
         outputs: what the block's forward returns, as `tracing.trace` has it.
     """
-    ends, lost = _checked(outputs, residual_branches(outputs))
-    return ends | {name: ends[twin] for name, twin in _twins(block, ends, outputs)}, lost
+    sums, lost = residual_sums(outputs)
+    ends, without = _checked(outputs, sums)
+    return ends | {name: ends[twin] for name, twin in _twins(block, ends, outputs)}, lost + without
 
 
-def residual_branches(outputs: list[Node]) -> list[tuple[Node, Node]]:
-    """Stream and branch of every residual sum, from the outputs of a block back to its inputs."""
-    found: list[tuple[Node, Node]] = []
+def residual_sums(outputs: list[Node]) -> tuple[list[_Sum], int]:
+    """Every residual sum, from the outputs of a block back to its inputs; and how many inputs beside the stream are
+    added to it as they come, which nothing in the block scales."""
+    found: list[_Sum] = []
+    foreign = 0
     seen: set[Node] = set()
-    ways = list(outputs)
+    ways = [(node, False) for node in outputs]
     while ways:
-        node = ways.pop()
+        node, normed = ways.pop()
         if node in seen:
             continue
         seen.add(node)
         pair = _residual(node)
         if pair:
-            found.append(pair)
-            ways.append(pair[0])
-        elif node.op in _NORMS or node.op in _FIRST:
-            ways += _nodes_of(node.args[:1])
+            found.append(_Sum(*pair, normed))
+            ways.append((pair[0], False))
+        elif node.op in _NORMS:
+            ways += [(before, True) for before in _nodes_of(node.args[:1])]
+        elif node.op in _FIRST:
+            ways += [(before, normed) for before in _nodes_of(node.args[:1])]
         elif node.op in _JOINED or node.op in _PRODUCTS:
-            ways += node.inputs()
+            ways += [(before, normed) for before in node.inputs()]
         elif node.op in _SUMS:
-            ways += _nodes_of(node.args)
-    return found
+            terms = _nodes_of(node.args)
+            foreign += node.op == "add" and len(terms) > 1 and all(_stripped(term).op == "input" for term in terms)
+            ways += [(before, normed) for before in terms]
+    return found, foreign
 
 
 def _residual(node: Node) -> tuple[Node, Node] | None:
@@ -94,13 +129,21 @@ def _residual(node: Node) -> tuple[Node, Node] | None:
     if node.op != "add" or len(terms := _nodes_of(node.args[:2])) < 2:
         return None
     for stream, branch in (terms, terms[::-1]):
-        if _stripped(stream) in _behind([branch]):
+        if _sources(stream) <= _behind([branch]):
             return stream, branch
     for stream, branch in (terms, terms[::-1]):
         inner, other = _residual(_stripped(stream)), _residual(_stripped(branch))
-        if inner and not other and _stripped(inner[0]) in _behind([branch]):
+        if inner and not other and _sources(inner[0]) <= _behind([branch]):
             return stream, branch
     return None
+
+
+def _sources(node: Node) -> set[Node]:
+    """What a node is a reshaped form of; of parts that are joined, what each of them is."""
+    node = _stripped(node)
+    if node.op in _JOINED and (parts := _nodes_of(node.args[:1])):
+        return set().union(*map(_sources, parts))
+    return {node}
 
 
 def _stripped(node: Node) -> Node:
@@ -110,44 +153,70 @@ def _stripped(node: Node) -> Node:
     return node
 
 
-def _checked(outputs: list[Node], residuals: list[tuple[Node, Node]]) -> tuple[Ends, int]:
-    """The ends of all branches, without those on which more depends than their branches; and how many have none."""
-    of_branch = [(branch, _scaled_by(branch, stream)) for stream, branch in residuals]
-    branches = [branch for branch, _ in of_branch]
-    cut = {branch for branch, ends in of_branch if ends}
-    free = _names(_behind(outputs, cut))
-    for branch, ends in of_branch:
-        others = [set(other or ()) for node, other in of_branch if node is not branch]
+def _checked(outputs: list[Node], sums: list[_Sum]) -> tuple[Ends, int]:
+    """The ends of all branches, without those on which more depends than their branches; and how many have none.
+
+    A branch whose ends another one needs as well (a gate of two) is looked at once more, without these.
+    """
+    kept = _kept(outputs, sums, [_scaled_by(one.branch, one.stream) for one in sums])
+    if not all(kept):
+        taken = {name for one in sums for name in _scaled_by(one.branch, one.stream) or ()}
+        taken -= {name for ends in kept if ends for name in ends}
+        again = [ends or _scaled_by(one.branch, one.stream, taken) for ends, one in zip(kept, sums, strict=True)]
+        kept = max(kept, _kept(outputs, sums, again), key=lambda found: sum(map(bool, found)))
+    ends = {
+        name: End(added, one.normed) for own, one in zip(kept, sums, strict=True) if own for name, added in own.items()
+    }
+    return ends, sum(not own for own in kept)
+
+
+def _kept(outputs: list[Node], sums: list[_Sum], found: Sequence[_Added | None]) -> list[_Added | None]:
+    """Of the ends of each sum's branch, those on which nothing else in the block depends."""
+    branches = [one.branch for one in sums]
+    free = _names(_behind(outputs, {branch for branch, ends in zip(branches, found, strict=True) if ends}))
+    for index, ends in enumerate(found):
+        others = [set(other or ()) for place, other in enumerate(found) if place != index]
         if ends and any(ends.keys() != other for other in others if ends.keys() & other):
             free |= ends.keys()
-    kept = [ends if ends and not ends.keys() & free else None for _, ends in of_branch]
-    held = {name: added for ends in kept if ends for name, added in ends.items()}
+    kept = [ends if ends and not ends.keys() & free else None for ends in found]
+    held = {name for ends in kept if ends for name in ends}
     for index, (branch, ends) in enumerate(zip(branches, kept, strict=True)):
-        if ends and _names(_behind([branch], set(branches) - {branch})) & (held.keys() - ends.keys()):
+        if ends and _names(_behind([branch], set(branches) - {branch})) & (held - ends.keys()):
             kept[index] = None
-    return {name: added for ends in kept if ends for name, added in ends.items()}, sum(not ends for ends in kept)
+    return kept
 
 
-def _scaled_by(node: Node, stream: Node) -> Ends | None:
-    """Tensors in which a node is of degree one; none at all for a zero; None if there are none for another node."""
+def _scaled_by(node: Node, stream: Node, taken: Collection[str] = ()) -> _Added | None:
+    """Tensors in which a node is of degree one; none at all for a zero; None if there are none for another node.
+
+    Args:
+        taken: names of tensors that cannot be among them.
+    """
+    ends = _degree_one(node, stream, taken)
+    return None if ends and not ends.keys().isdisjoint(taken) else ends
+
+
+def _degree_one(node: Node, stream: Node, taken: Collection[str]) -> _Added | None:
     if node.op == "tensor":
         return {node.name: 0.0}
     if node.op in _ZEROS:
         return {}
     if node.op in _LAYERS:
         parts = [_argument(node, number, name) for number, name in zip(_LAYERS[node.op], _NAMES, strict=False)]
-        return _all(parts[:1] + [part for part in parts[1:] if part is not None], stream)
+        return _all(parts[:1] + [part for part in parts[1:] if part is not None], stream, taken)
     if node.op in _FIRST:
-        return _all(node.args[:1], stream)
+        return _all(node.args[:1], stream, taken)
     if node.op in _JOINED:
-        return _all(_nodes_of(node.args[:1]), stream)
+        return _all(_nodes_of(node.args[:1]), stream, taken)
     if node.op in _SUMS:
+        if (inner := _residual(node)) and (ends := _inner_sum(*inner, stream, taken)) is not None:
+            return ends
         terms = [_argument(node, number, _SOURCES[number]) for number in _SUMS[node.op]]
-        return _offset(terms, stream) if node.op == "add" else _all(terms, stream)
+        return _offset(terms, stream, taken) if node.op == "add" else _all(terms, stream, taken)
     if node.op in _PRODUCTS:
         factors = sorted(node.inputs(), key=lambda factor: stream not in _behind([factor]))
         for factor in factors:
-            ends = _scaled_by(factor, stream)
+            ends = _scaled_by(factor, stream, taken)
             rest = [other for other in factors if other is not factor]
             if ends is not None and not ends.keys() & _names(_behind(rest)) and len(rest) == len(factors) - 1:
                 return ends
@@ -163,27 +232,51 @@ def _argument(node: Node, number: int, name: str) -> object:
     return node.args[number] if number < len(node.args) else node.kwargs.get(name, node.kwargs.get("src"))
 
 
-def _all(terms: Collection[object], stream: Node) -> Ends | None:
+def _inner_sum(inner: Node, branch: Node, stream: Node, taken: Collection[str]) -> _Added | None:
+    """What scales y + h(y) inside a branch: what scales y, and what h adds, if h is linear in y."""
+    ends, offsets = _scaled_by(inner, stream, taken), _offsets(branch, _stripped(inner))
+    return None if not ends or offsets is None else ends | offsets
+
+
+def _offsets(node: Node, source: Node) -> _Added | None:
+    """The biases that have to be scaled for a node to be of degree one in `source`; None if it is of another."""
+    if node is source:
+        return {}
+    if node.op in _LAYERS and node.op not in _NORMS:
+        bias = _argument(node, _LAYERS[node.op][-1], "bias")
+        inside = _offsets(node.args[0], source) if type(node.args[0]) is Node else None
+        if inside is None or (isinstance(bias, Node) and bias.op != "tensor"):
+            return None
+        return inside | ({bias.name: 0.0} if isinstance(bias, Node) else {})
+    if node.op in _FIRST and type(node.args[0]) is Node:
+        return _offsets(node.args[0], source)
+    if node.op in _PRODUCTS:
+        made = [factor for factor in node.inputs() if source in _behind([factor])]
+        return _offsets(made[0], source) if len(made) == 1 else None
+    return None
+
+
+def _all(terms: Collection[object], stream: Node, taken: Collection[str]) -> _Added | None:
     """What scales every term; numbers are scaled by nothing, unless they are zero."""
-    ends: Ends = {}
+    ends: _Added = {}
     for term in terms:
         if type(term) is not Node:
             if isinstance(term, int | float) and term == 0:
                 continue
             return None
-        own = _scaled_by(term, stream)
+        own = _scaled_by(term, stream, taken)
         if own is None or any(ends.get(name, added) != added for name, added in own.items()):
             return None
         ends |= own
     return ends
 
 
-def _offset(terms: list, stream: Node) -> Ends | None:
+def _offset(terms: list, stream: Node, taken: Collection[str]) -> _Added | None:
     """What scales a sum; of a tensor and a number, the tensor with the number added."""
     numbers = [term for term in terms if isinstance(term, int | float)]
     if len(numbers) != 1:
-        return _all(terms, stream)
-    ends = _all([term for term in terms if type(term) is Node], stream)
+        return _all(terms, stream, taken)
+    ends = _all([term for term in terms if type(term) is Node], stream, taken)
     return {next(iter(ends)): float(numbers[0])} if ends and list(ends.values()) == [0.0] else None
 
 

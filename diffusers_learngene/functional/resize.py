@@ -70,9 +70,15 @@ def resize_depth(tensor: Tensor, layers: int, how: DepthInit, generator: torch.G
     return torch.tensordot(weight.to(tensor), tensor, dims=1)
 
 
-def residual_gain(source: int, target: int) -> float:
-    """Factor L / L' on the output of every residual branch when `source` layers become `target` layers."""
-    return source / target
+def residual_gain(source: int, target: int, normed: bool = False) -> float:
+    """Factor on the output of every residual branch when `source` layers become `target` layers: L / L'.
+
+    Where the stream is `normed` after every sum (post-norm, as in BERT), it is min(1, L / L'): a branch that is scaled
+    up in a shallower model drowns the stream, since nothing but the two terms of that one sum is weighed against each
+    other. On the real all-MiniLM-L6-v2, 3 of 6 layers, untrained, have a mean cosine to the full model's embeddings of
+    0.684 without a gain and 0.302 with L / L'; 11 layers 0.580 without and 0.810 with it.
+    """
+    return min(1.0, source / target) if normed else source / target
 
 
 def runs(axes: Iterable[tuple[int, int]], units: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:

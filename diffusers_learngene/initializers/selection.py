@@ -45,7 +45,7 @@ def selection(ancestry: nn.Module, overrides: dict, *, gain: float = 1.0) -> nn.
             value = value[[min(range(len(members)), key=lambda i: abs(members[i] - layers[at])) for at in entry.names]]
         for axis in range(len(entry.shape)):
             value = _select(value, value.ndim - len(entry.shape) + axis, entry.shape[axis])
-        chosen[key] = entry.scaled(value, gain)
+        chosen[key] = entry.scaled(value, lambda _: gain)
     state = {name: tensor.clone() for name, tensor in unstack(chosen, target).items()}
     model.load_state_dict(state, strict=False, assign=True)
     if hasattr(model, "tie_weights"):

@@ -81,7 +81,7 @@ def closed_form(
 
     held, full = 0, False
     if start == "layers":
-        holds = [method.layers_held(sizes[group.key], group.shapes) for group in groups]
+        holds = [method.layers_held(sizes[group.key], group.shapes, group.num_layers) for group in groups]
         held = min(count for count, _ in holds)
         full = all(count == held and filled for count, filled in holds)
     chosen = {name: wave.spread(min(held, depth), depth) for name, depth in layout.depths.items()}
@@ -102,7 +102,7 @@ def closed_form(
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                made = method.start(weights, sizes[group.key], layers, full)
+                made = method.start(weights, sizes[group.key], layers)
         coefficients, bank[group.key] = made
         scalers |= dict(zip(dict.fromkeys(entry.scaler or "" for entry in parts), coefficients, strict=True))
 

@@ -5,9 +5,12 @@ A `Layout` sorts the tensors of a model into three kinds. The layers of each kin
 
     scalers.<stack>.*.<role>    scalers of a factored matrix, (L, ...): with the bank of its group they make W
     layers.<stack>.*.<path>     every other tensor of a block (biases, norms, matrices that do not recur), (L, ...)
+    lists.<list>.*.<path>       tensors of a list beside the blocks that may have one entry a block (the projections of
+                                a ControlNet), stacked likewise
     shared.<name>               depth-agnostic tensors: embedders, position tables, the final layer
 
-Going to another depth is then an index along axis 0 (`relative_layers`) and a gain on the residual outputs; going to
+Going to another depth is then an index along axis 0 (`relative_layers`) and a gain on the residual outputs; a list
+beside the blocks whose length changes follows them, and so does an axis that has numbers for every block. Going to
 another width maps channels (`functional.resize`), of a factored matrix in the bank or in the scalers, as the method
 has it. All of it is differentiable in the tensors, so that training can draw a size at random and train through it.
 """
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..anatomy import Anatomy, blocks
+from ..anatomy import Anatomy, End, blocks
 from ..functional import resize
 from .methods import Bank, Method
 
@@ -34,13 +37,17 @@ class Entry:
     offset: int = 0  # of a factored matrix: rows before it in the fused one of its group
     scaler: str | None = None  # of a factored matrix: key of its scalers, another entry's if the two share them
     input_axis: int | None = None  # axis that is summed over, rescaled when the width changes
-    output: bool = False  # ends a residual branch: scaled when the depth changes
-    added: float = 0.0  # of an output: what the model adds to it, so that the sum is what is scaled (1 + w)
+    ends: dict[int, End] = field(default_factory=dict)  # by layer: it ends a residual branch there
     form: blocks.Form | None = None  # of a factored matrix: how its layer stores W
 
-    def scaled(self, value: Tensor, gain: float) -> Tensor:
-        """Values of this entry, with residual branches multiplied by a gain."""
-        return value * gain + self.added * (gain - 1) if self.output else value
+    def scaled(self, value: Tensor, gain: Callable[[End], float]) -> Tensor:
+        """Values of this entry, (L, ...), where every residual branch that they end is multiplied by its gain."""
+        if not self.ends:
+            return value
+        ends = [self.ends.get(layer) for layer in self.names]
+        if ends[0] and all(end == ends[0] for end in ends):
+            return ends[0].scaled(value, gain(ends[0]))
+        return torch.stack([end.scaled(row, gain(end)) if end else row for end, row in zip(ends, value, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Layout:
     """Stacked tensors by key, the depth of every stack, and the method by which matrices are factored, if any are."""
 
     entries: dict[str, Entry]
-    depths: dict[str, int]
+    depths: dict[str, int]  # of stacks, and the lengths of lists beside them
     stack_of: dict[str, str] = field(default_factory=dict)
     method: Method | None = None
 
@@ -90,28 +97,37 @@ def layout_of(anatomy: Anatomy, group_keys: Collection[str] = (), method: Method
         module = anatomy.model.get_submodule(module_path)
         place = next((_place(name, stack) for stack in anatomy.stacks if name.startswith(stack + ".")), None)
         input_axis = _input_axis(module) if attribute == "weight" else None
+        beside = next((_place(name, path) for path in anatomy.lists if name.startswith(path + ".")), None)
+        if beside:
+            path, index, inside = beside
+            key = _variant(f"lists.{path}.*.{inside}", (tuple(tensor.shape), None), entries)
+            entries.setdefault(key, Entry(tuple(tensor.shape), {}, input_axis=input_axis)).names[index] = name
+            stack_of[key] = path
+            continue
         if place is None or id(tensor) in anatomy.shared_ids:
             entries[f"shared.{name}"] = Entry(tuple(tensor.shape), {0: name}, input_axis=input_axis)
             continue
         stack, layer, path = place
-        output, added = name in ends, ends.get(name, 0.0)
         if attribute == "weight" and module_path in groups:
             matrix, group, offset = groups[module_path]
             key = _variant(f"scalers.{stack}.*.{matrix.role}", (matrix.shape, group), entries)
             first = next((k for k, e in entries.items() if e.group == group), key)
             scaler = first if method and method.shares_scaler else key
-            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, output, form=blocks.form_of(module))
+            entry = Entry(matrix.shape, {}, group, offset, scaler, 1, form=blocks.form_of(module))
         else:
             key = _variant(f"layers.{stack}.*.{path}", (tuple(tensor.shape), None), entries)
-            entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis, output=output, added=added)
-        entries.setdefault(key, entry).names[layer] = name
+            entry = Entry(tuple(tensor.shape), {}, input_axis=input_axis)
+        entry = entries.setdefault(key, entry)
+        entry.names[layer] = name
+        if name in ends:
+            entry.ends[layer] = ends[name]
         stack_of[key] = stack
-    return Layout(entries, dict(anatomy.depths), stack_of, method)
+    return Layout(entries, anatomy.depths | anatomy.lists, stack_of, method)
 
 
 def _place(name: str, stack: str) -> tuple[str, int, str]:
     layer, _, path = name.removeprefix(stack + ".").partition(".")
-    return stack, int(layer), path
+    return stack, int(layer), path  # of a list of bare parameters, no path
 
 
 def _variant(key: str, kind: tuple[tuple[int, ...], str | None], entries: Mapping[str, Entry]) -> str:
@@ -201,7 +217,7 @@ def resize_tensors(
     Raises:
         ValueError: the target has a tensor that the source lacks, or an axis changes that is not a width.
     """
-    matches, resized = _width_map(source, target)
+    matches, by_block, resized = _width_map(source, target)
     result = {}
     for key, entry in target.entries.items():
         if not target.owns(key):
@@ -214,12 +230,14 @@ def resize_tensors(
             else:
                 value = value[_layer_index(key, source, target, origin, entry)]
             depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
-            value = entry.scaled(value, resize.residual_gain(*depth))
-        if origin.shape != entry.shape:
-            if entry.group and source.method and bank:
+            value = entry.scaled(value, lambda end, depth=depth: resize.residual_gain(*depth, normed=end.normed))
+        for axis, numbers in by_block.get(key, {}).items():
+            value = value.index_select(value.ndim - len(origin.shape) + axis, numbers.to(value.device))
+        if entry.group and source.method and bank:
+            if origin.shape != entry.shape:
                 value = source.method.resize_scaler(value, bank[entry.group], origin.shape, entry.shape, resized)
-            else:
-                value = resized(value, entry.shape, entry.input_axis)
+        elif value.shape[value.ndim - len(entry.shape) :] != entry.shape:
+            value = resized(value, entry.shape, entry.input_axis)
         result[key] = value
     return result
 
@@ -230,7 +248,7 @@ def resize_bank(bank: Mapping[str, Bank], source: Layout, target: Layout) -> dic
     Raises:
         ValueError: as `resize_tensors`.
     """
-    _, resized = _width_map(source, target)
+    *_, resized = _width_map(source, target)
     result = {}
     for key, own in bank.items():
         shapes, targets = ([part.shape for part in layout.parts(key)] for layout in (source, target))
@@ -242,33 +260,59 @@ def resize_bank(bank: Mapping[str, Bank], source: Layout, target: Layout) -> dic
 
 def _width_map(
     source: Layout, target: Layout
-) -> tuple[dict[str, str], Callable[[Tensor, tuple[int, ...], int | None], Tensor]]:
-    """Source key of every target key, and how a tensor is brought to a shape of the target."""
+) -> tuple[dict[str, str], dict[str, dict[int, Tensor]], Callable[[Tensor, tuple[int, ...], int | None], Tensor]]:
+    """Source key of every target key; of axes that hold numbers for every block, which of them to take, by key and
+    axis; and how a tensor is brought to a shape of the target."""
     matches = match(source, target) or _match_variants(source, target)
     axes = {
         key: list(zip(source.entries[matches[key]].shape, entry.shape, strict=True))
         for key, entry in target.entries.items()
     }
-    runs = _runs(axes, target)
-    return matches, lambda tensor, shape, input_axis: resize.resize(tensor, shape, runs, input_axis)
-
-
-def _runs(axes: Mapping[str, list[tuple[int, int]]], target: Layout) -> dict[tuple[int, int], int]:
-    """`resize.runs` of all changed axes; whatever changes in the blocks is a width, and its multiples outside are."""
-    widths = {pair for key, pairs in axes.items() if not key.startswith("shared.") for pair in pairs}
+    widths = {(n, m) for key, pairs in axes.items() if not key.startswith("shared.") for n, m in pairs if n != m}
+    by_block: dict[str, dict[int, Tensor]] = {}
     for key, pairs in axes.items():
         for axis, (n, m) in enumerate(pairs):
-            if n != m and not any(n % u == 0 and m == v * (n // u) for u, v in widths if u != v):
+            if n == m or any(n % u == 0 and m == v * (n // u) for u, v in widths):
+                continue
+            numbers = _numbers_of_blocks(source, target, n, m) if key.startswith("shared.") else None
+            if numbers is None:
                 raise ValueError(f"axis {axis} of {key!r} would go from {n} to {m}: only depth and width can change.")
+            by_block.setdefault(key, {})[axis] = numbers
+            pairs[axis] = m, m
     units = [axes[key][entry.input_axis] for key, entry in target.entries.items() if entry.input_axis is not None]
-    return resize.runs({pair for pairs in axes.values() for pair in pairs}, units)
+    runs = resize.runs({pair for pairs in axes.values() for pair in pairs}, units)
+    return matches, by_block, lambda tensor, shape, input_axis: resize.resize(tensor, shape, runs, input_axis)
+
+
+def _numbers_of_blocks(source: Layout, target: Layout, n: int, m: int) -> Tensor | None:
+    """Of an axis n = k L of L blocks that becomes m = k L', the numbers of each block's source; None of another."""
+    for name, new in target.depths.items():
+        old = source.depths.get(name, new)
+        if old != new and n % old == 0 and m == n // old * new:
+            count = n // old
+            return (torch.tensor(resize.relative_layers(old, new))[:, None] * count + torch.arange(count)).flatten()
+    return None
 
 
 def match(source: Layout, target: Layout) -> dict[str, str] | None:
-    """Source key of every target key, of the same role and shape; None unless all have one (another width)."""
+    """Source key of every target key, of the same role and shape, but for axes that follow the depth; None unless all
+    have one (another width)."""
     own = {(_role(key), entry.shape, entry.group): key for key, entry in reversed(source.entries.items())}
-    wanted = {key: (_role(key), entry.shape, entry.group) for key, entry in target.entries.items()}
-    return {key: own[kind] for key, kind in wanted.items()} if own.keys() >= set(wanted.values()) else None
+    found = {}
+    for key, entry in target.entries.items():
+        kind = _role(key), entry.shape, entry.group
+        if kind in own:
+            found[key] = own[kind]
+        elif (
+            key.startswith("shared.") and key in source.entries and len(source.entries[key].shape) == len(entry.shape)
+        ):
+            pairs = zip(source.entries[key].shape, entry.shape, strict=True)
+            if not all(n == m or _numbers_of_blocks(source, target, n, m) is not None for n, m in pairs):
+                return None
+            found[key] = key
+        else:
+            return None
+    return found
 
 
 def _match_variants(source: Layout, target: Layout) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ancestries import ARCHITECTURES, OUTPUTS, ancestry
 from diffusers_learngene import WAVEConfig
-from diffusers_learngene.anatomy import Anatomy
+from diffusers_learngene.anatomy import Anatomy, End
 from diffusers_learngene.anatomy.blocks import find_stacks
 from diffusers_learngene.anatomy.models import tensors_of
 from diffusers_learngene.initializers.selection import selection
@@ -21,6 +21,7 @@ from residual_models import RESIDUAL_MODELS
 
 PRE_NORM = [name for name in RESIDUAL_MODELS if name not in ("mlp", "conv1d", "conv2d")]
 ADDED = {"gemma2": 1.0, "gemma3": 1.0}  # to the weights of norms that multiply by 1 + w
+POST_NORM = ("bert",)
 ENDS = {
     "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
@@ -83,8 +84,8 @@ def calls_of(tiny):
 
 
 def scale_(tensors, ends, gain):
-    for name, added in ends.items():
-        tensors[name].copy_((tensors[name] + added) * gain - added)
+    for name, end in ends.items():
+        tensors[name].copy_(end.scaled(tensors[name], gain))
 
 
 def drawn(name):
@@ -109,7 +110,8 @@ def test_where_branches_end(name):
     model = ancestry(name).model if name in ARCHITECTURES else RESIDUAL_MODELS[name]().model
     ends = silent_ends(model)
     assert roles_of(model, ends) == set(OUTPUTS[name] if name in ARCHITECTURES else ENDS[name])
-    assert set(ends.values()) == {ADDED.get(name, 0.0)} and ends.keys() <= tensors_of(model).keys()
+    assert set(ends.values()) == {End(ADDED.get(name, 0.0), name in POST_NORM)}
+    assert ends.keys() <= tensors_of(model).keys()
 
 
 @torch.no_grad()
@@ -256,9 +258,9 @@ def change(model, inputs, stack):
 def test_the_gain_reaches_what_a_norm_multiplies_by():
     """Gemma's norms multiply by 1 + w, and that is scaled."""
     entries = layout_of(Anatomy.of(RESIDUAL_MODELS["gemma2"]().model)).entries
-    outputs = [entry for entry in entries.values() if entry.output]
+    outputs = [entry for entry in entries.values() if entry.ends]
     weight = torch.randn(3, 32)
     assert len(outputs) == 2
     for entry in outputs:
-        torch.testing.assert_close(1 + entry.scaled(weight, 0.5), 0.5 * (1 + weight))
-        assert torch.equal(entry.scaled(weight, 1), weight)
+        torch.testing.assert_close(1 + entry.scaled(weight, lambda _: 0.5), 0.5 * (1 + weight))
+        assert torch.equal(entry.scaled(weight, lambda _: 1.0), weight)

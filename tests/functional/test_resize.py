@@ -32,6 +32,7 @@ def test_layers_are_in_order_and_keep_both_ends(source, target):
 
 def test_gain_keeps_the_sum_of_the_branches():
     assert residual_gain(6, 4) * 4 == 6 and residual_gain(5, 5) == 1
+    assert residual_gain(6, 4, normed=True) == 1 and residual_gain(4, 6, normed=True) == residual_gain(4, 6) == 4 / 6
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])

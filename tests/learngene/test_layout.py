@@ -33,7 +33,7 @@ def test_every_tensor_has_one_place(name, factored):
         kind, _, rest = key.partition(".")
         assert kind == ("shared" if key not in layout.stack_of else "scalers" if entry.group else "layers")
         if kind == "shared":
-            assert entry.names == {0: rest} and not entry.output
+            assert entry.names == {0: rest} and not entry.ends
         else:
             stack_of = layout.stack_of[key]
             path = rest.partition("#")[0].removeprefix(f"{stack_of}.*.") + (".weight" if entry.group else "")
@@ -87,7 +87,7 @@ def test_another_depth_is_an_index_and_a_gain(name, layers, method):
             assert torch.equal(resized[key], value)
         else:
             source = one.layouts[0].depths[target.stack_of[key]]
-            gain = source / layers if entry.output else 1
+            gain = source / layers if entry.ends else 1
             torch.testing.assert_close(resized[key], value[relative_layers(source, layers)] * gain)
 
 

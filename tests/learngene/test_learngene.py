@@ -285,7 +285,7 @@ def test_sigma_init(method, how):
     for key, value in selected.items():
         entry = one.layouts[0].entries[key]
         if entry.group:
-            gain = 3 / 5 if entry.output else 1
+            gain = 3 / 5 if entry.ends else 1
             torch.testing.assert_close(tensors[key], gain * resize_depth(one.tensors[f"sizes.0.{key}"], 5, how))
         else:
             assert torch.equal(tensors[key], value)

@@ -43,12 +43,12 @@ class FINE(SharedBanks):
     def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
         return (size[0],)
 
-    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
+    def layers_held(self, size: Shape, shapes: Sequence[Shape], depth: int) -> tuple[int, bool]:
         side = fine.default_rank(shapes)
         return max(1, size[0] // side), size[0] % side == 0
 
     def start(
-        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
+        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         fused = torch.cat(list(weights), dim=1)
         sigma, u, v = fine.hold_layers(fused, layers, size[0]) if layers else fine.factorize(fused, size[0])

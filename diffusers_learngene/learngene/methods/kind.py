@@ -71,11 +71,11 @@ class KIND:
     def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
         return (sum(size),)
 
-    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
+    def layers_held(self, size: Shape, shapes: Sequence[Shape], depth: int) -> tuple[int, bool]:
         raise NotImplementedError("`starts` leaves layers out")
 
     def start(
-        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
+        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         fused = torch.cat(list(weights), dim=1)
         sigma, u, v = kind.factorize(fused, sum(size))

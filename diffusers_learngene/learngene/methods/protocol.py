@@ -61,17 +61,16 @@ class Method(Protocol):
     def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
         """Shape of the scaler of a matrix."""
 
-    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
-        """How many whole layers a bank can hold, and whether these fill it."""
+    def layers_held(self, size: Shape, shapes: Sequence[Shape], depth: int) -> tuple[int, bool]:
+        """How many of `depth` whole layers a bank can hold, and whether these fill it; all, if it is exact anyway."""
 
     def start(
-        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
+        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Scalers and bank in closed form, of weights (L, m1, m2), one tensor a matrix of the group.
 
         Args:
             layers: to be held as a whole, the others starting as the nearest of them; none: the least-squares fit.
-            full: whether these fill the bank.
 
         Returns:
             As many scalers (L, ...) as a layer has in the group, and the bank.

@@ -41,17 +41,16 @@ class WAVE(SharedBanks):
     def scaler_shape(self, size: Shape, shape: Shape) -> tuple[int, ...]:
         return size[0], *wave.grid(shape, size[1:])
 
-    def layers_held(self, size: Shape, shapes: Sequence[Shape]) -> tuple[int, bool]:
-        tiles = sum(a * b for a, b in (wave.grid(shape, size[1:]) for shape in shapes))
-        return size[0] // tiles, size[0] % tiles == 0
+    def layers_held(self, size: Shape, shapes: Sequence[Shape], depth: int) -> tuple[int, bool]:
+        tiles = _tiles(size, shapes)
+        return (depth, True) if _exact(size, tiles * depth) else (size[0] // tiles, size[0] % tiles == 0)
 
     def start(
-        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int], full: bool
+        self, weights: Sequence[Tensor], size: Shape, layers: Sequence[int]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         count, *sides = size
-        tiles = sum(len(w) * a * b for w, (a, b) in ((w, wave.grid(w.shape[1:], sides)) for w in weights))
-        exact = count == min(tiles, sides[0] * sides[1])  # as many templates as can be used: the SVD loses nothing
-        if layers and (full or not exact):
+        tiles, depth = _tiles(size, [weight.shape[1:] for weight in weights]), len(weights[0])
+        if layers and (count >= tiles * depth or not _exact(size, tiles * depth)):
             scalers, templates = wave.repeat_layers(weights, layers, sides, count)
         else:
             scalers, templates = wave.factorize(weights, sides, count)
@@ -73,3 +72,14 @@ class WAVE(SharedBanks):
     def resize_scaler(self, scaler: Tensor, bank: Bank, shape: Shape, target: Shape, resize: Resize) -> Tensor:
         dense = wave.compose(scaler, bank["templates"], shape=shape)
         return wave.fit_scaler(resize(dense, tuple(target), 1), bank["templates"])
+
+
+def _tiles(size: Shape, shapes: Sequence[Shape]) -> int:
+    """How many tiles one layer has in a group."""
+    return sum(a * b for a, b in (wave.grid(shape, size[1:]) for shape in shapes))
+
+
+def _exact(size: Shape, tiles: int) -> bool:
+    """Whether there are as many templates as can be of use to so many tiles: then the SVD of these loses nothing."""
+    count, height, width = size
+    return count >= min(tiles, height * width)
