@@ -147,7 +147,7 @@ def select_layers(name: str, overrides: dict[str, int]) -> Any:
     """What `descend` to another depth has to compute, made by hand from the dense ancestry.
 
     Every layer is the one at the same relative depth, each tensor from the nearest layer that has one of its shape;
-    the outputs of residual branches are multiplied by L / L'.
+    the outputs of residual branches are multiplied by L / L', BERT's (post-norm) by no more than 1.
     """
     from diffusers_learngene.functional.resize import relative_layers
 
@@ -166,6 +166,6 @@ def select_layers(name: str, overrides: dict[str, int]) -> Any:
         near = [i for i, option in enumerate(options) if option is not None and option.shape == tensor.shape]
         new[key] = options[min(near, key=lambda i: abs(i - wanted))]
         if path.rpartition(".")[0] in OUTPUTS[name]:
-            new[key] = new[key] * source / target
+            new[key] = new[key] * (min(1, source / target) if name == "bert" else source / target)
     other.load_state_dict(new)
     return other

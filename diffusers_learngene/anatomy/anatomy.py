@@ -12,10 +12,11 @@ model as it was: whoever changes the model's modules or ties its tensors reads i
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,13 +28,12 @@ from .blocks import (
     group_matrices,
     lists_beside,
     named_matrices,
-    shared_between_blocks,
     target_names,
 )
 from .kinds import BlockKind, kinds_of_blocks
-from .models import tensors_of
 from .residual import Ends
 from .table import table
+from .tensors import shared_between_blocks, tensors_of
 
 
 class Anatomy:
@@ -43,14 +43,19 @@ class Anatomy:
     through.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any] | None = None) -> None:
+        self.model, self.inputs = model, inputs
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Anatomy":
-        """The anatomy of a model; of one that is being adapted just now, as it has been read already (`handed_on`)."""
+    def of(cls, model: nn.Module, inputs: Mapping[str, Any] | None = None) -> "Anatomy":
+        """The anatomy of a model; of one that is being adapted just now, as it has been read already (`handed_on`).
+
+        Args:
+            inputs: arguments of one call of the model, as small as they may be. They are used only if a block cannot
+                be followed without numbers; for transformers' models they are made up if not given.
+        """
         known = _HANDED_ON.get()
-        return known if known is not None and known.model is model else cls(model)
+        return known if known is not None and known.model is model else cls(model, inputs)
 
     @cached_property
     def stacks(self) -> dict[str, nn.Module]:
@@ -94,7 +99,7 @@ class Anatomy:
     @cached_property
     def blocks(self) -> list[BlockKind]:
         """One block of each kind, followed."""
-        return kinds_of_blocks(self.stacks)
+        return kinds_of_blocks(self.model, self.stacks, self.inputs)
 
     @cached_property
     def uncalled(self) -> set[str]:
@@ -122,7 +127,8 @@ class Anatomy:
             if kind.reason or kind.lost:
                 warnings.warn(
                     f"{kind.cls.__name__}: {reason}. A descendant of another depth keeps these branches as they are, "
-                    "so that their sum grows or shrinks with the depth: train it before use.",
+                    "so that their sum grows or shrinks with the depth: train it before use. (Inputs of one call, "
+                    "`Anatomy.of(model, inputs)`, may show more.)",
                     stacklevel=_level_of_caller(),
                 )
         return {

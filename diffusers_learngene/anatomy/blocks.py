@@ -197,18 +197,6 @@ def named_matrices(model: nn.Module, stacks: Iterable[str], names: Iterable[str]
     return matrices
 
 
-def shared_between_blocks(stacks: Mapping[str, nn.Module]) -> set[int]:
-    """ids of the tensors that more than one block of a stack owns (tied embedders)."""
-    seen: dict[int, str] = {}
-    shared = set()
-    for stack, module in stacks.items():
-        for layer, block in module.named_children():
-            for tensor in (*block.parameters(), *block.buffers()):
-                if seen.setdefault(id(tensor), f"{stack}.{layer}") != f"{stack}.{layer}":
-                    shared.add(id(tensor))
-    return shared
-
-
 def group_matrices(matrices: Iterable[Matrix], share_qkv: bool = True) -> list[Group]:
     """Group by (role, shape) over the layers of each stack; q, k, v of one attention with one input width join.
 

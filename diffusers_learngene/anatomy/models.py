@@ -203,16 +203,6 @@ def with_labels(architecture: str, config: dict, count: int) -> dict:
     return {**config, _LABEL_COUNT: count} if architecture == _LABELLED else config
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter (tied ones once) and every persistent floating-point buffer by name."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    for path, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
-                tensors[f"{path}.{name}" if path else name] = buffer
-    return tensors
-
-
 def enable_gradient_checkpointing_(model: Any) -> None:
     """Recompute every block in the backward pass; the libraries, and transformers' versions, name it differently.
 

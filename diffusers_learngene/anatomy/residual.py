@@ -147,10 +147,14 @@ def _sources(node: Node) -> set[Node]:
 
 
 def _stripped(node: Node) -> Node:
-    """What a node is a reshaped, cast, cut-out or dropped-out form of."""
-    while node.op in _FIRST and _nodes_of(node.args[:1]):
-        node = node.args[0]
-    return node
+    """What a node is a reshaped, cast, cut-out or dropped-out form of, or that times a number (MiniMax's stream)."""
+    while True:
+        if node.op in _FIRST and _nodes_of(node.args[:1]):
+            node = node.args[0]
+        elif node.op in ("mul", "multiply") and len(factors := _nodes_of(node.args)) == 1:
+            (node,) = factors
+        else:
+            return node
 
 
 def _checked(outputs: list[Node], sums: list[_Sum]) -> tuple[Ends, int]:

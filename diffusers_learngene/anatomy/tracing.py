@@ -61,7 +61,7 @@ class Node:
     name: str = ""
 
     def inputs(self) -> Iterator["Node"]:
-        return _nodes((self.args, self.kwargs))
+        return nodes_in((self.args, self.kwargs))
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,28 @@ def trace(block: nn.Module) -> Trace:
     raise TracingError(f"its forward cannot be followed ({error!r})") from error
 
 
-def _inputs(block: nn.Module) -> Iterator[dict[str, bool]]:
-    """Parameters of a forward, each with whether it is a tensor or None: all that may be tensors, those that are
-    annotated so, those without a default, and these without one. (Others keep their defaults; caches are objects.)"""
+def _inputs(block: nn.Module) -> Iterator[dict[str, Any]]:
+    """Parameters of a forward, each with whether it is a tensor (True) or what else it is given: all that may be
+    tensors, also those that may be tuples, those that are annotated as tensors, those without a default, and these
+    without one. (Others keep their defaults; caches are objects; words are None, dicts of further arguments empty.)
+    """
     parameters = inspect.signature(block.forward).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    needed = dict.fromkeys((p.name for p in named if p.default is p.empty), True)
-    optional = [p for p in named if p.default is None]
+    given = {p.name: {} for p in named if p.name.endswith("kwargs") and p.default in (p.empty, None)}
+    named = [p for p in named if p.name not in given]
+    needed = {p.name: None if _is_word(p) else True for p in named if p.default is p.empty}
+    optional = [p for p in named if p.default is None and not _is_word(p)]
     annotated = dict.fromkeys((p.name for p in optional if "Tensor" in str(p.annotation)), True)
+    tuples = dict.fromkeys((p.name for p in optional if "tuple" in str(p.annotation).lower()), True)
     bare = [p.name for p in optional if p.annotation is p.empty and "past" not in p.name and "cache" not in p.name]
-    ways = [needed | annotated | dict.fromkeys(bare, True), needed | annotated, needed]
-    ways += [{**needed, name: False} for name in list(needed)[1:]]
-    yield from (way for index, way in enumerate(ways) if way not in ways[:index])
+    ways = [needed | annotated | dict.fromkeys(bare, True), needed | annotated | tuples, needed | annotated, needed]
+    ways += [needed | tuples, *({**needed, name: None} for name in list(needed)[1:])]
+    yield from (given | way for index, way in enumerate(ways) if way not in ways[:index])
+
+
+def _is_word(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is a string, by its annotation."""
+    return "str" in str(parameter.annotation) and "Tensor" not in str(parameter.annotation)
 
 
 def _next_way(answers: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -128,17 +138,17 @@ class _Recorder(TorchFunctionMode):
         self.read_outside: set[str] = set()
         self._running: list[str] = []  # the modules whose forward runs, innermost last
 
-    def run(self, block: nn.Module, given: dict[str, bool]) -> list[Node]:
+    def run(self, block: nn.Module, given: dict[str, Any]) -> list[Node]:
         """The outputs of a block that is given these inputs (`_inputs`)."""
         tensors = [*block.named_parameters(), *block.named_buffers()]
         block = copy.deepcopy(block, {id(t): Traced(self, Node("tensor", name=name)) for name, t in tensors}).eval()
         arguments = {
-            name: Traced(self, Node("input", name=name)) if tensor else None for name, tensor in given.items()
+            name: Traced(self, Node("input", name=name)) if value is True else value for name, value in given.items()
         }
         for path, module in block.named_modules():
             module.forward = self._noticed(path, module.forward)
         with torch.no_grad(), self:
-            return list(_nodes(_described(block.forward(**arguments))))
+            return list(nodes_in(_described(block.forward(**arguments))))
 
     def _noticed(self, path: str, forward: Callable) -> Callable:
         @functools.wraps(forward)
@@ -159,7 +169,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
-        if name not in _FACTORIES and not any(type(value) is Traced for value in _flat((args, kwargs))):
+        if name not in _FACTORIES and not any(isinstance(value, Traced) for value in flat((args, kwargs))):
             return func(*args, **(kwargs or {}))
         return self.record(name, *args, **(kwargs or {}))
 
@@ -168,10 +178,11 @@ class _Recorder(TorchFunctionMode):
             return _ANSWERS[name]
         if name in ("ndim", "dim", "ndimension"):
             return self.decide(*_AXES)
-        changed = args[0] if name.endswith("_") and not name.endswith("__") and type(args[0]) is Traced else None
+        changed = args[0] if name.endswith("_") and not name.endswith("__") and isinstance(args[0], Traced) else None
         op = name.strip("_") if name.startswith("__") or changed is not None else name
         if name.startswith("__r") and op[1:] in _REFLECTED:
             op, args = op[1:], args[::-1]
+        op = "new_tensor" if op == "tensor" else op  # "tensor" is a leaf
         if name == "__setitem__":
             changed = args[0]
         node = Node(op, _described(args), _described(kwargs))
@@ -182,13 +193,14 @@ class _Recorder(TorchFunctionMode):
         if changed is not None:
             changed.node = node
             return changed
-        result = Traced(self, node)
+        counted = op in _COUNTS or (op in _ARITHMETIC and _all_lengths(args))
+        result = Length(self, node) if counted else Traced(self, node)
         count = args[1] if op == "chunk" and len(args) > 1 else kwargs.get("chunks")
         return tuple(result[index] for index in range(count)) if type(count) is int else result
 
 
 class Traced:
-    """A tensor without numbers, or what code reads off one (a shape, a length).
+    """A tensor without numbers.
 
     It is no `torch.Tensor`, and must not claim to be one: torch's own code would look for its memory.
     """
@@ -198,12 +210,14 @@ class Traced:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        value = next(value for value in _flat((args, kwargs)) if type(value) is Traced)
+        value = next(value for value in flat((args, kwargs)) if isinstance(value, Traced))
         return value.recorder.__torch_function__(func, types, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in _FACTS:
             return _FACTS[name]
+        if name in ("values", "indices"):  # of what torch.max, sort, ... return; a Tensor's own are of sparse ones
+            return self[name]
         if name.startswith("__") or not hasattr(Tensor, name):
             raise AttributeError(name)
         method = callable(getattr(Tensor, name))
@@ -242,6 +256,25 @@ class Traced:
     __hash__ = object.__hash__
 
 
+class Length(Traced, int):
+    """What code reads off a shape, or makes of that: a whole number, which torch takes for one when making tensors."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # or torch takes it for a tensor
+
+    def __new__(cls, *_: Any) -> "Length":
+        return int.__new__(cls, 1)
+
+
+_COUNTS = words("shape size numel nelement stride")
+_ARITHMETIC = words("getitem add sub mul floordiv mod neg pow")
+
+
+def _all_lengths(args: tuple) -> bool:
+    """Whether arithmetic is one of lengths and numbers alone."""
+    first, *others = args
+    return isinstance(first, Length) and all(isinstance(other, int | slice | tuple | list) for other in others)
+
+
 _REFLECTED = words("add sub mul truediv floordiv matmul pow mod and or xor")
 
 
@@ -267,7 +300,7 @@ def _unpacked(code: CodeType) -> dict[int, int]:
 
 def _described(value: Any) -> Any:
     """A value of a forward with nodes for what is traced."""
-    if type(value) is Traced:
+    if isinstance(value, Traced):
         return value.node
     if isinstance(value, dict):
         return {key: _described(item) for key, item in value.items()}
@@ -276,14 +309,14 @@ def _described(value: Any) -> Any:
     return tuple(_described(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def flat(value: Any) -> Iterator[Any]:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
     if parts is None:
         yield value
     else:
         for part in parts:
-            yield from _flat(part)
+            yield from flat(part)
 
 
-def _nodes(value: Any) -> Iterator[Node]:
-    return (part for part in _flat(value) if type(part) is Node)
+def nodes_in(value: Any) -> Iterator[Node]:
+    return (part for part in flat(value) if type(part) is Node)

@@ -31,8 +31,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy, blocks
-from ..anatomy.models import tensors_of
 from ..anatomy.scratch import scratch
+from ..anatomy.tensors import tensors_of
 from ..functional import wave
 from ..tuners.base_config import LearngeneConfig, check_choice
 from .layout import Entry, Layout, layout_of, stack

@@ -31,16 +31,10 @@ from torch import Tensor, nn
 
 from ..anatomy import Anatomy
 from ..anatomy.dit import LabelInit
-from ..anatomy.models import (
-    empty_model,
-    model_config,
-    num_labels,
-    prepare_ancestry_,
-    tensors_of,
-    unchanged_random_state,
-)
+from ..anatomy.models import empty_model, model_config, num_labels, prepare_ancestry_, unchanged_random_state
 from ..anatomy.scratch import scratch
 from ..anatomy.sizes import sizes_of
+from ..anatomy.tensors import tensors_of
 from ..functional.resize import DepthInit
 from ..hub.files import hub_id
 from ..hub.shared import SharedArtefact

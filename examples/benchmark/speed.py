@@ -60,7 +60,8 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from diffusers_learngene import FINEConfig, Learngene, WAVEConfig  # noqa: E402
 from diffusers_learngene.anatomy.dit import DIT_SIZES  # noqa: E402
-from diffusers_learngene.anatomy.models import empty_model, tensors_of  # noqa: E402
+from diffusers_learngene.anatomy.models import empty_model  # noqa: E402
+from diffusers_learngene.anatomy.tensors import tensors_of  # noqa: E402
 from diffusers_learngene.functional import wave  # noqa: E402
 from diffusers_learngene.learngene.methods.protocol import Start  # noqa: E402
 from diffusers_learngene.runs.report import format_table, provenance, write_json  # noqa: E402

@@ -17,8 +17,8 @@ from diffusers_learngene.anatomy.models import (
     model_class,
     model_config,
     new_model,
-    tensors_of,
 )
+from diffusers_learngene.anatomy.tensors import tensors_of
 from models import MODELS
 
 

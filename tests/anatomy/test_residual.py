@@ -11,7 +11,7 @@ from ancestries import ARCHITECTURES, OUTPUTS, ancestry
 from diffusers_learngene import WAVEConfig
 from diffusers_learngene.anatomy import Anatomy, End
 from diffusers_learngene.anatomy.blocks import find_stacks
-from diffusers_learngene.anatomy.models import tensors_of
+from diffusers_learngene.anatomy.tensors import tensors_of
 from diffusers_learngene.initializers.selection import selection
 from diffusers_learngene.learngene.closed_form import target_groups
 from diffusers_learngene.learngene.layout import layout_of

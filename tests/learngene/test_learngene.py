@@ -14,7 +14,7 @@ from torch import nn
 from ancestries import ARCHITECTURES, ancestry, depth, each_method, learngene, lossless, select_layers, stock, width
 from diffusers_learngene import Learngene, WAVEConfig
 from diffusers_learngene.anatomy import Anatomy
-from diffusers_learngene.anatomy.models import tensors_of
+from diffusers_learngene.anatomy.tensors import tensors_of
 from diffusers_learngene.functional.resize import DepthInit, resize_depth
 from diffusers_learngene.initializers import scratch
 from diffusers_learngene.learngene.layout import parse_group_key, resize_tensors
