@@ -33,7 +33,7 @@ def example_inputs(model: nn.Module) -> dict[str, Any] | None:
     }
     wanted = [model.main_input_name, *(["decoder_input_ids"] if config.is_encoder_decoder else [])]
     wanted += ["input_ids"] if "vision_config" in config and text is not config else []
-    chosen = {name: made[name]() for name in dict.fromkeys(wanted) if name in made and name in names}
+    chosen: dict[str, Any] = {name: made[name]() for name in dict.fromkeys(wanted) if name in made and name in names}
     if "use_cache" in names:
         chosen["use_cache"] = False
     return chosen or None

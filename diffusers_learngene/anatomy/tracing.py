@@ -259,7 +259,7 @@ class Traced:
 class Length(Traced, int):
     """What code reads off a shape, or makes of that: a whole number, which torch takes for one when making tensors."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # or torch takes it for a tensor
+    __torch_function__: Any = torch._C._disabled_torch_function_impl  # or torch takes it for a tensor
 
     def __new__(cls, *_: Any) -> "Length":
         return int.__new__(cls, 1)

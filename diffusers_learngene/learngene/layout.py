@@ -17,6 +17,7 @@ has it. All of it is differentiable in the tensors, so that training can draw a 
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -230,7 +231,7 @@ def resize_tensors(
             else:
                 value = value[_layer_index(key, source, target, origin, entry)]
             depth = source.depths[target.stack_of[key]], target.depths[target.stack_of[key]]
-            value = entry.scaled(value, lambda end, depth=depth: resize.residual_gain(*depth, normed=end.normed))
+            value = entry.scaled(value, partial(_gain, *depth))
         for axis, numbers in by_block.get(key, {}).items():
             value = value.index_select(value.ndim - len(origin.shape) + axis, numbers.to(value.device))
         if entry.group and source.method and bank:
@@ -240,6 +241,11 @@ def resize_tensors(
             value = resized(value, entry.shape, entry.input_axis)
         result[key] = value
     return result
+
+
+def _gain(source: int, target: int, end: End) -> float:
+    """Of a branch that ends so, when `source` layers become `target` layers."""
+    return resize.residual_gain(source, target, end.normed)
 
 
 def resize_bank(bank: Mapping[str, Bank], source: Layout, target: Layout) -> dict[str, Bank]:
