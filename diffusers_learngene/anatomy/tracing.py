@@ -105,9 +105,9 @@ def _inputs(block: nn.Module) -> Iterator[dict[str, Any]]:
     """
     parameters = inspect.signature(block.forward).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    given = {p.name: {} for p in named if p.name.endswith("kwargs") and p.default in (p.empty, None)}
+    given: dict[str, Any] = {p.name: {} for p in named if p.name.endswith("kwargs") and p.default in (p.empty, None)}
     named = [p for p in named if p.name not in given]
-    needed = {p.name: None if _is_word(p) else True for p in named if p.default is p.empty}
+    needed: dict[str, Any] = {p.name: None if _is_word(p) else True for p in named if p.default is p.empty}
     optional = [p for p in named if p.default is None and not _is_word(p)]
     annotated = dict.fromkeys((p.name for p in optional if "Tensor" in str(p.annotation)), True)
     tuples = dict.fromkeys((p.name for p in optional if "tuple" in str(p.annotation).lower()), True)
