@@ -20,6 +20,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from .dit import disable_label_dropout_, tie_dit_embedders_
 
@@ -155,7 +156,7 @@ def empty_model(architecture: str, config: dict) -> Any:
         numbers = _computed_numbers(architecture, config)
         if numbers > _MAX_COMPUTED:
             raise ValueError(f"its tables would hold {numbers} numbers, more than {_MAX_COMPUTED}")
-        with unchanged_random_state(), init_empty_weights(include_buffers=False):
+        with unchanged_random_state(), no_init_weights(), init_empty_weights(include_buffers=False):
             model = new_model(architecture, config)
     except Exception as error:  # of whatever kind: it is the class's answer to this config
         raise ValueError(f"{architecture} cannot be built from this config: {error}") from error
@@ -167,7 +168,7 @@ def empty_model(architecture: str, config: dict) -> Any:
 def _computed_numbers(architecture: str, config: dict) -> int:
     """How many numbers a model holds outside its parameters, found without memory for them."""
     try:
-        with unchanged_random_state(), torch.device("meta"):
+        with unchanged_random_state(), no_init_weights(), torch.device("meta"):
             modules = list(new_model(architecture, config).modules())
     except (NotImplementedError, RuntimeError):  # a class that looks at the numbers while it is being built
         return 0
