@@ -10,10 +10,7 @@ import json
 import os
 import random
 import re
-import signal
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 from dataclasses import asdict
@@ -27,6 +24,7 @@ from safetensors.torch import save_file
 from ancestries import ancestry, learngene, lossless, width
 from diffusers_learngene import KINDConfig, Learngene, LearngeneError
 from diffusers_learngene.hub import files
+from forks import forked
 from models import run
 
 
@@ -160,32 +158,29 @@ def test_private_paths_are_not_recorded(given, recorded, tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------------------------- atomic
 
 
+def half_saved(connection, folder):
+    """Write another artefact there, and stop in the middle."""
+
+    def slowly(tensors, path, metadata):
+        save_file(tensors, path, metadata=metadata)
+        with open(path, "r+b") as file:
+            file.truncate(1000)
+        connection.send("half")
+        time.sleep(60)
+
+    files.save_file = slowly
+    one = Learngene.from_pretrained(folder)
+    for tensor in one.tensors.values():
+        tensor.zero_()
+    one.save_pretrained(folder)
+
+
 def test_killed_while_saving(one, folder):
     """SIGKILL in the middle of a write leaves the old artefact; the next save works."""
-    script = """
-import sys, time
-from safetensors.torch import save_file
-from diffusers_learngene import Learngene
-from diffusers_learngene.hub import files
-def slowly(tensors, path, metadata):
-    save_file(tensors, path, metadata=metadata)
-    with open(path, "r+b") as file:
-        file.truncate(1000)
-    print("half", flush=True)
-    time.sleep(60)
-files.save_file = slowly
-one = Learngene.from_pretrained(sys.argv[1])
-for tensor in one.tensors.values():
-    tensor.zero_()
-one.save_pretrained(sys.argv[1])
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script, folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout.readline() == b"half\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process, connection = forked(half_saved, folder)
+    assert connection.recv() == "half"
+    process.kill()
+    process.join()
     assert_same(one, load(folder))
     one.save_pretrained(folder)
     assert_same(one, load(folder))

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from torch import nn
 from diffusers_learngene.runs import checkpoints
 from diffusers_learngene.runs.checkpoints import list_checkpoints, resolve_checkpoint, save_checkpoint
 from diffusers_learngene.runs.loop import TrainingOptions, train
+from forks import forked
 
 
 def run(output_dir, accelerator=None, steps=6, **options):
@@ -40,7 +39,7 @@ def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def killed_while_saving(output_dir):
+def killed_while_saving(_, output_dir):
     """Train until the second checkpoint is half written."""
     accelerator = Accelerator(cpu=True)
 
@@ -53,13 +52,10 @@ def killed_while_saving(output_dir):
     run(output_dir, accelerator)
 
 
-@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_last_good_checkpoint(tmp_path):
-    file, root = Path(__file__), Path(__file__).parents[2]
-    script = f"import sys, {file.stem}; {file.stem}.killed_while_saving(sys.argv[1])"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(file.parent), *sys.path, str(root)])}
-    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    child, _ = forked(killed_while_saving, tmp_path / "killed")
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert names(tmp_path / "killed") == ["checkpoint-2", "tmp-checkpoint-4"]
 
     resumed = run(tmp_path / "killed", resume_from_checkpoint="latest")

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
-import signal
-import subprocess
-import sys
+import itertools
 
 import pytest
 import torch
 
 from diffusers_learngene.runs.checkpoints import list_checkpoints, resolve_checkpoint
 from diffusers_learngene.runs.snapshots import load_snapshot, save_snapshot
+from forks import forked
 
 
 SIGNATURE = {"seed": 0, "sizes": (1, 2)}
@@ -46,26 +44,20 @@ def test_a_damaged_snapshot_is_named(tmp_path, file, damage):
         load_snapshot(path.parent, SIGNATURE)
 
 
-SAVE_FOR_EVER = """
-import itertools, sys, torch
-from diffusers_learngene.runs.snapshots import save_snapshot
-for generation in itertools.count(1):
-    tensors = {"a": torch.full((200_000,), float(generation))}
-    save_snapshot(sys.argv[1], generation, tensors, {"signature": {}, "generation": generation})
-    print(generation, flush=True)
-"""
+def save_for_ever(connection, folder):
+    for generation in itertools.count(1):
+        tensors = {"a": torch.full((200_000,), float(generation))}
+        save_snapshot(folder, generation, tensors, {"signature": {}, "generation": generation})
+        connection.send(generation)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.002, 0.009])
 def test_killed_at_any_moment_the_last_whole_one_is_left(tmp_path, delay):
-    process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process, connection = forked(save_for_ever, tmp_path)
     for _ in range(3):
-        reported = int(process.stdout.readline())
-    try:
-        process.wait(timeout=delay)
-    except subprocess.TimeoutExpired:
-        os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+        reported = connection.recv()
+    process.join(delay)
+    process.kill()
+    process.join()
     tensors, state = load_snapshot(resolve_checkpoint(tmp_path, "latest"), {})
     assert state["generation"] >= reported and torch.all(tensors["a"] == state["generation"])

@@ -7,6 +7,7 @@ worker is a process of its own, and a life has one thread: products of 48 column
 """
 
 import multiprocessing
+import multiprocessing.context
 import os
 import threading
 import time
@@ -53,6 +54,16 @@ def _end_with_the_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _context() -> multiprocessing.context.BaseContext:
+    """How workers are started. Not by fork: torch has threads by now. Where there is such a thing, by a server that has
+    imported what a life needs and has none, so that this takes seconds once and not for every worker."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Life.__module__])
+    return context
+
+
 class Workers:
     """Runs jobs; a context manager, because it holds processes.
 
@@ -72,8 +83,7 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         if self.number > 1:
-            spawn = multiprocessing.get_context("spawn")  # not fork: torch has threads by now
-            self._pool = ProcessPoolExecutor(self.number, spawn, initializer=_end_with_the_parent)
+            self._pool = ProcessPoolExecutor(self.number, _context(), initializer=_end_with_the_parent)
         return self
 
     def __exit__(self, *_: object) -> None:
