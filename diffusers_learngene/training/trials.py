@@ -163,7 +163,8 @@ class Trials:
         return results
 
     def _column_labels(self) -> list[str]:
-        return [self.task.class_names[i % len(self.task.class_names)] for i in range(GRID_COLUMNS)]
+        names = [name.partition(",")[0] for name in self.task.class_names]  # of synonyms the first
+        return [names[i % len(names)] for i in range(GRID_COLUMNS)]
 
     def card(self) -> dict[str, Any]:
         """What the learngene's card says of these results."""

@@ -284,6 +284,8 @@ def test_a_pretrained_model_and_own_images(train_kind, image_folder, tmp_path):
     )
     dit.save_pretrained(tmp_path / "dit")
     arguments = ["--pretrained_model_name_or_path", tmp_path / "dit", "--train_data_dir", image_folder]
+    (tmp_path / "map.json").write_text('{"class-2": 0, "class-0": 4}')  # the novel class is none of its labels
+    arguments += ["--label_map", tmp_path / "map.json"]
     train_kind(*arguments, "--novel_classes", "class-1", "--output_dir", tmp_path / "out")
     found = models(tmp_path / "out")
     assert found["plain DiT, as loaded"]["base_val_loss"] > 0 and found["KIND, as cut from it"]["base_val_loss"] > 0
