@@ -35,6 +35,7 @@ class ImageClasses:
         class_names: By label: the source's order, but numbers by what they say (0, 1, 2, 10).
         channels: 1 (gray) or 3.
         resolution: Height and width in pixels.
+        image_processor: How they are made of pictures, as preprocessor_config.json says it, if it is known.
     """
 
     train: Dataset[dict[str, Any]]
@@ -42,6 +43,7 @@ class ImageClasses:
     class_names: list[str]
     channels: int
     resolution: int
+    image_processor: dict[str, Any] | None = None
 
 
 def load_image_classes(
@@ -70,7 +72,8 @@ def load_image_classes(
             taken as the splits.
         image_column, label_column: Where the images and the labels are; labels may be classes, numbers or texts.
         resolution: Of the images handed out; `None` takes them as they are, if all are squares of one size.
-        center_crop: Cut the largest centred square from an image that is none; else it is squeezed into one.
+        center_crop: Resize the shorter side, and cut a centred square from an image that is none; else it is squeezed
+            into one.
         random_flip: Train on the mirror image of each image, too: it is an item of its own.
         validation_fraction: Of the images, for validation, where the source has no validation (or test) split.
         seed: Of that split; independent of the training's, so that runs are compared on the same images.
@@ -126,6 +129,7 @@ def load_image_classes(
         class_names=class_names,
         channels=form.channels,
         resolution=form.resolution,
+        image_processor=form.as_processor,
     )
 
 

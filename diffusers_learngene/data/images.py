@@ -4,6 +4,7 @@
 Pixels are in [-1, 1], or what the image processor of a model makes of them.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,18 +46,40 @@ class ImageForm:
         return self.channels * self.resolution**2 * (1 if self.processor is None else 4)
 
     def __call__(self, image: "Image") -> np.ndarray:
-        from PIL import ImageOps
         from PIL.Image import Resampling
 
         if self.processor is not None:
             return _processed(self.processor, image, self.channels)
-        size = (self.resolution, self.resolution)
+        side, (width, height) = self.resolution, image.size
+        size = (side, side)
+        if self.center_crop:  # as transformers' processors round
+            short = min(width, height)
+            size = (int(side * width / short), int(side * height / short))
         image = _in_channels(image, self.channels)
-        if image.size != size and self.center_crop:
-            image = ImageOps.fit(image, size, Resampling.LANCZOS)
-        elif image.size != size:
-            image = image.resize(size, Resampling.LANCZOS)
-        return np.asarray(image).reshape(*size, self.channels).transpose(2, 0, 1)
+        image = image if image.size == size else image.resize(size, Resampling.LANCZOS)
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        return np.asarray(image).reshape(side, side, self.channels).transpose(2, 0, 1)
+
+    @property
+    def as_processor(self) -> dict[str, Any]:
+        """The content of the preprocessor_config.json with which transformers makes the same of an image."""
+        if self.processor is not None:
+            return json.loads(self.processor.to_json_string())
+        side = {"height": self.resolution, "width": self.resolution}
+        crop = {"size": {"shortest_edge": self.resolution}, "do_center_crop": True, "crop_size": side}
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": self.channels == 3,
+            "do_resize": True,
+            "resample": 1,  # Pillow's LANCZOS
+            **(crop if self.center_crop else {"size": side, "do_center_crop": False}),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5] * self.channels,
+            "image_std": [0.5] * self.channels,
+        }
 
 
 def _processed(processor: Any, image: "Image", channels: int) -> np.ndarray:

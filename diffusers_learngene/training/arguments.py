@@ -8,7 +8,9 @@ from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel
+from torch import nn
 
+from ..anatomy.belongings import Belongings, belongings_of
 from ..data.class_split import read_class_groups, relabel_classes, select_classes, split_classes
 from ..data.image_classes import ImageClasses, load_images
 from ..data.labels import label_names, match_labels, read_label_map
@@ -20,7 +22,7 @@ from .tasks import Task, check_patch_size
 from .ways import with_classes
 
 
-__all__ = ["load_class_tasks", "load_task", "training_options"]
+__all__ = ["load_belongings", "load_class_tasks", "load_task", "training_options"]
 
 
 def load_task(args: Namespace, accelerator: Accelerator) -> tuple[Task, Any]:
@@ -154,6 +156,13 @@ def _diffusion_task(
 def _new_model(args: Namespace, task: DiffusionTask | ClassificationTask) -> Any:
     sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size")
     return task.new_model(seed=args.seed, **{key: getattr(args, key) for key in sizes})
+
+
+def load_belongings(args: Namespace, task: Task, model: nn.Module) -> Belongings:
+    """What belongs to the ancestry: what lies beside a loaded one, and what the images say."""
+    name = args.pretrained_model_name_or_path
+    found = belongings_of(model, name, revision=args.revision) if name else Belongings()
+    return replace(found, small=replace(found.small, **task.companions))
 
 
 def training_options(args: Namespace) -> TrainingOptions:

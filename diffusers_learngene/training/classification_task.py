@@ -59,6 +59,10 @@ class ClassificationTask:
             torch.manual_seed(seed)
             return ViTForImageClassification(config)
 
+    @property
+    def companions(self) -> dict[str, Any]:
+        return {"preprocessor": self.data.image_processor}
+
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise a ValueError if a loaded model cannot take these images, or its labels are not these classes."""
         config = model.config

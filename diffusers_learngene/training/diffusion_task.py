@@ -110,6 +110,11 @@ class DiffusionTask:
             patch_size=patch_size,
         )
 
+    @property
+    def companions(self) -> dict[str, Any]:
+        names = enumerate(self.data.class_names)
+        return {"id2label": {str(label): name for label, name in names if name != f"LABEL_{label}"}}
+
     def check_model(self, model: DiTTransformer2DModel) -> None:
         """Raise a ValueError if a loaded model cannot take these images or classes."""
         check_dit(model, self.data, self.vae)

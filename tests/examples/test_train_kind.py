@@ -147,6 +147,8 @@ def test_files(finished):
         label = torch.tensor([model.config.num_embeds_ada_norm])
         assert model(torch.zeros(1, 1, 8, 8), timestep=label, class_labels=label).sample.isfinite().all()
     card = ModelCard.load(finished / "learngene" / "README.md")
+    names = Learngene.from_pretrained(finished / "learngene").config.companions.id2label
+    assert names == {str(label): str(label) for label in range(10)}  # base classes, then novel ones
     assert "kind" in card.data.tags and "| way | trainable | val_loss@0 |" in card.text
     assert "tailor_learning_rate: `0.1`" in card.text and str(finished) not in card.content
 

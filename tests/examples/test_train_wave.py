@@ -6,14 +6,15 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTModel, pipeline
 
 from diffusers_learngene import Learngene
 from diffusers_learngene.anatomy.dit import create_dit
@@ -324,11 +325,15 @@ def test_classification(train_wave, tmp_path):
     for folder in (tmp_path / "models").iterdir():
         model, loading = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
         assert not loading["missing_keys"] and model.config.num_labels == 10
+        stock = pipeline("image-classification", str(folder))
+        assert {answer["label"] for answer in stock(np.zeros((8, 8, 1), np.uint8), top_k=10)} == set("0123456789")
     card = ModelCard.load(tmp_path / "learngene" / "README.md")
     assert "![curves.png](curves.png)" in card.text and "samples.png" not in card.text
     assert "| accuracy@0 | accuracy@4 |" in card.text
     model = Learngene.from_pretrained(tmp_path / "learngene").descend(num_hidden_layers=5)
     assert model(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 10)
+    Learngene.from_pretrained(tmp_path / "learngene").save_descendant(tmp_path / "five", num_hidden_layers=5)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "five").image_mean == (0.5,)
 
 
 @pytest.mark.slow
@@ -472,15 +477,14 @@ def test_a_pipeline_and_own_images(train_wave, pipeline_folder, image_folder, tm
     assert "a trained ancestry model" in text and "data: `own images`" in text
     assert not any(str(folder) in text for folder in (pipeline_folder, image_folder, tmp_path))
 
-    with_descendant = DiTPipeline.from_pretrained(
-        pipeline_folder, transformer=DiTTransformer2DModel.from_pretrained(tmp_path / "models" / "layers=3")
-    )
-    assert with_descendant([0, 4], guidance_scale=1, num_inference_steps=2, output_type="np").images.shape == (
-        2,
-        8,
-        8,
-        3,
-    )
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "models" / "layers=3")
+    assert whole.transformer.config.num_layers == 3 and whole.scheduler.config.beta_end == 0.03
+    assert whole.get_label_ids(["Tinca tinca", "class-0"]) == [0, 3]
+    images = whole([0, 4], guidance_scale=1, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 3)
+    companions = Learngene.from_pretrained(tmp_path / "learngene").config.companions
+    assert companions.id2label == {str(key): name for key, name in LABELS.items()}
+    assert companions.pipeline == {"class": "DiTPipeline", "component": "transformer"}
 
 
 @pytest.mark.slow
