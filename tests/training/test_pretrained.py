@@ -32,9 +32,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from diffusers_learngene.anatomy.dit import create_dit
+from diffusers_learngene.anatomy.dit import create_dit, label_table
 from diffusers_learngene.data.image_classes import load_image_classes
-from diffusers_learngene.training.arguments import load_task
+from diffusers_learngene.training.arguments import load_class_tasks, load_task
 from diffusers_learngene.training.classification_task import ClassificationTask
 from diffusers_learngene.training.pretrained import load_classifier, load_dit, load_image_processor
 
@@ -125,6 +125,28 @@ def test_a_pipeline_decides_on_labels_size_and_noise(tmp_path, image_folder):
     assert task.scheduler.betas[-1] == pytest.approx(0.03)
     real = task.real_samples(2).mean((1, 2, 3))
     assert real[0] < 0 < real[1]
+
+
+def test_base_classes_keep_the_label_rows_of_their_names(tmp_path, image_folder):
+    """KIND's: a base class is a label of the model by name, a novel class need not be one."""
+    names = {0: "cat", 1: "lamp", 2: "Dark, shadow", 3: "dog"}
+    folder = pipeline(tmp_path / "pipe", DDIMScheduler(), names)
+    classes = {"base_classes": ["dark"], "novel_classes": ["light"], "images_per_novel_class": None}
+    args = arguments(image_folder, tmp_path, pretrained_model_name_or_path=folder, class_groups=None, **classes)
+    base, novel, model, _ = load_class_tasks(args, Accelerator(cpu=True))
+    assert model.config.num_embeds_ada_norm == 1 and base.class_names == ["dark"] and novel.class_names == ["light"]
+    own = load_dit(folder).transformer
+    rows, all_rows = (dit.get_parameter(f"{label_table(dit)}.weight") for dit in (model, own))
+    assert torch.equal(rows, all_rows[[2, -1]])
+    assert base.scheduler.config == novel.scheduler.config and base.data.resolution == 8
+    args.base_classes, args.novel_classes = ["light"], ["dark"]
+    with pytest.raises(ValueError, match="1 of 1 classes of the data are no labels of the model: light"):
+        load_class_tasks(args, Accelerator(cpu=True))
+    args.label_map = str(tmp_path / "map.json")
+    (tmp_path / "map.json").write_text('{"light": 1}')
+    args.output_dir = str(tmp_path / "other")
+    _, _, model, _ = load_class_tasks(args, Accelerator(cpu=True))
+    assert torch.equal(model.get_parameter(f"{label_table(model)}.weight"), all_rows[[1, -1]])
 
 
 def test_a_bare_dit_says_what_it_lacks(tmp_path, caplog):
