@@ -121,6 +121,7 @@ def add_model(parser: argparse.ArgumentParser, title: str, *, num_layers: int) -
     add("--pretrained_model_name_or_path", help="a DiTPipeline, or a model, folder or Hub id; default: train one")
     add("--revision")
     add("--variant")
+    add("--label_map", help='JSON file of {"class": label of the model, ...}, where names do not say it')
     add("--num_layers", type=layers, default=num_layers, help="of a model that is trained here")
     add("--num_attention_heads", type=positive, default=4)
     add("--attention_head_dim", type=positive, default=32)
@@ -166,6 +167,8 @@ def parse(parser: argparse.ArgumentParser, input_args: list[str] | None) -> argp
     args = parser.parse_args(input_args)
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id.")
+    if getattr(args, "label_map", None) and not args.pretrained_model_name_or_path:
+        parser.error("--label_map is of the labels of a --pretrained_model_name_or_path.")
     if args.hub_token and "wandb" in args.report_to:
         parser.error("--hub_token with --report_to wandb would show your token to wandb: run `hf auth login` instead.")
     return args

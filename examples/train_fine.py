@@ -42,12 +42,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene import FINEConfig, Learngene
     from diffusers_learngene.runs.run import start_training_run
-    from diffusers_learngene.training.arguments import load_task, training_options
+    from diffusers_learngene.training.arguments import load_belongings, load_task, training_options
     from diffusers_learngene.training.condensing import distil
     from diffusers_learngene.training.steps import compare, plan_sizes, publish, train_ancestry
 
     accelerator = start_training_run("train_fine", args)
     task, ancestry = load_task(args, accelerator)
+    belongings = load_belongings(args, task, ancestry)
     sizes = plan_sizes(args, ancestry, other_widths=False)
 
     def condense() -> Learngene:
@@ -59,13 +60,14 @@ def main(args: argparse.Namespace) -> dict:
             init_seed=args.seed if args.fit_init else None,
             seed=args.seed,
             ancestry=args.pretrained_model_name_or_path,
+            companions=belongings,
         )
 
     # 1. The ancestry.
     learngene = condense()  # also of one yet to be trained, because what cannot be is an error here
     sizes.check(learngene)
     if args.pretrained_model_name_or_path is None and not args.no_ancestry:
-        train_ancestry(accelerator, ancestry, task, args)
+        train_ancestry(accelerator, ancestry, task, args, belongings)
         learngene = condense()
 
     # 2. One learngene for all sizes.

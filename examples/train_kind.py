@@ -70,10 +70,11 @@ def run(accelerator: "Accelerator", args: argparse.Namespace) -> "tuple[Learngen
     from diffusers_learngene import KINDConfig, Learngene
     from diffusers_learngene.initializers import scratch
     from diffusers_learngene.training.adaptation import Adaptation
-    from diffusers_learngene.training.arguments import load_class_tasks, training_options
+    from diffusers_learngene.training.arguments import load_belongings, load_class_tasks, training_options
     from diffusers_learngene.training.ways import count_parameters, sigma_groups, with_classes
 
     base, novel, plain, groups = load_class_tasks(args, accelerator)
+    belongings = load_belongings(args, base, plain)
     width = plain.config.num_attention_heads * plain.config.attention_head_dim
     learngene = Learngene.condense(
         plain,
@@ -84,6 +85,7 @@ def run(accelerator: "Accelerator", args: argparse.Namespace) -> "tuple[Learngen
             class_groups=groups,
         ),
         ancestry=args.pretrained_model_name_or_path,
+        companions=belongings,
     )
     trials = Adaptation(
         accelerator,
@@ -95,6 +97,7 @@ def run(accelerator: "Accelerator", args: argparse.Namespace) -> "tuple[Learngen
         num_samples=args.num_samples,
         gradient_checkpointing=args.gradient_checkpointing,
         prefix=f"seed {args.seed} " if len(args.seeds) > 1 else "",
+        belongings=belongings,
     )
 
     # 1. KIND and the same DiT, from the same weights, on the base classes.
@@ -116,6 +119,7 @@ def run(accelerator: "Accelerator", args: argparse.Namespace) -> "tuple[Learngen
     trained = {name: parameter for name, parameter in tailored.named_parameters() if parameter.requires_grad}
     complete.load_state_dict(trained, strict=False)
     learngene = learngene.absorb(complete)
+    learngene.config.companions = trials.belongings.small  # the novel classes have names, too
     for way in ADAPTED:
         trials.adapt_plain(way, plain, getattr(args, f"{way}_learning_rate"), budget, args.label_init)
     anew = with_classes(scratch(plain, {}, seed=args.seed), base.labels, len(novel.labels))

@@ -31,12 +31,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict:
     from diffusers_learngene import Learngene, WAVEConfig
     from diffusers_learngene.runs.run import start_training_run
-    from diffusers_learngene.training.arguments import load_task, training_options
+    from diffusers_learngene.training.arguments import load_belongings, load_task, training_options
     from diffusers_learngene.training.condensing import distil
     from diffusers_learngene.training.steps import compare, plan_sizes, publish, train_ancestry
 
     accelerator = start_training_run("train_wave", args)
     task, ancestry = load_task(args, accelerator)
+    belongings = load_belongings(args, task, ancestry)
     sizes = plan_sizes(args, ancestry, other_widths=True)
 
     def condense() -> Learngene:
@@ -45,13 +46,14 @@ def main(args: argparse.Namespace) -> dict:
             WAVEConfig(mode="generate", template_size=args.template_size, num_templates=args.num_templates),
             widths=sizes.widths,
             ancestry=args.pretrained_model_name_or_path,
+            companions=belongings,
         )
 
     # 1. The ancestry.
     learngene = condense()  # also of one yet to be trained, because what cannot be is an error here
     sizes.check(learngene)
     if args.pretrained_model_name_or_path is None:
-        train_ancestry(accelerator, ancestry, task, args)
+        train_ancestry(accelerator, ancestry, task, args, belongings)
         learngene = condense()
 
     # 2. One learngene for all sizes.

@@ -11,9 +11,17 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .image_classes import ImageClasses
+from .labels import named_by
 
 
-__all__ = ["ClassSplit", "read_class_groups", "resolve_classes", "select_classes", "split_classes"]
+__all__ = [
+    "ClassSplit",
+    "read_class_groups",
+    "relabel_classes",
+    "resolve_classes",
+    "select_classes",
+    "split_classes",
+]
 
 MIN_IMAGES = 4  # of a class, to train on
 
@@ -108,6 +116,21 @@ def select_classes(data: ImageClasses, classes: Sequence[int]) -> ImageClasses:
     )
 
 
+def relabel_classes(data: ImageClasses, labels: Sequence[int], names: Sequence[str]) -> ImageClasses:
+    """The same images under the labels of a model.
+
+    Args:
+        labels: of each class (`labels.match_labels`).
+        names: of all labels of the model (`labels.label_names`); one without a name has that of its class.
+    """
+    class_names = named_by(names, dict(zip(labels, data.class_names, strict=True)))
+    if list(labels) == list(range(len(labels))):
+        return replace(data, class_names=class_names)
+    place = dict(enumerate(labels))
+    train, validation = (_Selected(side, range(len(side)), place) for side in (data.train, data.validation))  # type: ignore[arg-type]
+    return replace(data, train=train, validation=validation, class_names=class_names)
+
+
 def resolve_classes(wanted: Sequence[str], class_names: Sequence[str], name: str) -> list[int]:
     """Classes by name or, where no class has that name, by number.
 
@@ -166,7 +189,9 @@ class _Selected(Dataset[dict[str, Any]]):
     @property
     def labels(self) -> np.ndarray:
         """(n,), for which no image is decoded."""
-        return np.array([self.place[label] for label in self.images.labels[self.rows].tolist()], dtype=int)
+        table = np.zeros(max(self.place) + 1, dtype=int)
+        table[list(self.place)] = list(self.place.values())
+        return table[self.images.labels[self.rows]]
 
     def __len__(self) -> int:
         return len(self.rows)

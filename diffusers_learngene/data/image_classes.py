@@ -14,7 +14,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .decoding import whole_images
-from .images import WithMirrorImages, image_form, labelled_images
+from .images import WithMirrorImages, image_form, labelled_images, processed_form
+from .labels import in_order
 
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class ImageClasses:
     """Labelled images for training and validation.
 
     Attributes:
-        train, validation: Items {"images": float32 (channels, resolution, resolution) in [-1, 1], "labels": int}.
-        class_names: By label.
+        train, validation: Items {"images": float32 (channels, resolution, resolution) in [-1, 1], or as a model's
+            image processor makes them, "labels": int}.
+        class_names: By label: the source's order, but numbers by what they say (0, 1, 2, 10).
         channels: 1 (gray) or 3.
         resolution: Height and width in pixels.
+        image_processor: How they are made of pictures, as preprocessor_config.json says it, if it is known.
     """
 
     train: Dataset[dict[str, Any]]
@@ -40,6 +43,7 @@ class ImageClasses:
     class_names: list[str]
     channels: int
     resolution: int
+    image_processor: dict[str, Any] | None = None
 
 
 def load_image_classes(
@@ -56,6 +60,8 @@ def load_image_classes(
     seed: int = 0,
     broken_images: Literal["error", "skip"] = "error",
     pool_splits: bool = False,
+    image_processor: Any = None,
+    channels: int = 3,
 ) -> ImageClasses:
     """Load images by class; without a name and a folder, scikit-learn's 1,797 handwritten digits of 8 x 8 gray pixels.
 
@@ -66,13 +72,17 @@ def load_image_classes(
             taken as the splits.
         image_column, label_column: Where the images and the labels are; labels may be classes, numbers or texts.
         resolution: Of the images handed out; `None` takes them as they are, if all are squares of one size.
-        center_crop: Cut the largest centred square from an image that is none; else it is squeezed into one.
+        center_crop: Resize the shorter side, and cut a centred square from an image that is none; else it is squeezed
+            into one.
         random_flip: Train on the mirror image of each image, too: it is an item of its own.
         validation_fraction: Of the images, for validation, where the source has no validation (or test) split.
         seed: Of that split; independent of the training's, so that runs are compared on the same images.
         broken_images: What to do about files of `train_data_dir` that cannot be decoded: refuse, or leave them out.
         pool_splits: Take the source's splits as one set, of which `validation_fraction` is for validation: the splits
             of few-shot sets (miniImageNet) are by class, so that each lacks the classes of the others.
+        image_processor: Of the model that is to take the images: it decides on size, cropping, resampling, mean, and
+            standard deviation, and `center_crop` does not count.
+        channels: That this model takes, 1 or 3; else images are gray if all of them are.
 
     Raises:
         ValueError: Naming what is missing or broken, before any training.
@@ -101,7 +111,10 @@ def load_image_classes(
     splits = _train_and_validation(splits, label_column, source, pool_splits)
     _class_names_and_labels(splits, label_column, source)  # what is wrong with them is said before images are opened
     splits, kinds = whole_images(splits, image_column, source, broken_images)
-    form = image_form(kinds, source, resolution=resolution, center_crop=center_crop)
+    if image_processor is None:
+        form = image_form(kinds, source, resolution=resolution, center_crop=center_crop)
+    else:
+        form = processed_form(kinds, source, image_processor, channels=channels, resolution=resolution)
     class_names, labels = _class_names_and_labels(splits, label_column, source)
     if "validation" not in splits:
         rows = _draw_validation(labels["train"], validation_fraction, seed)
@@ -116,6 +129,7 @@ def load_image_classes(
         class_names=class_names,
         channels=form.channels,
         resolution=form.resolution,
+        image_processor=form.as_processor,
     )
 
 
@@ -216,11 +230,10 @@ def _class_names_and_labels(
         raise ValueError(
             f"{source} has classes in its validation split that it has no training images of: {unknown[:5]}."
         )
-    names = (
-        feature.names if isinstance(feature, datasets.ClassLabel) else [str(value) for value in sorted(set(values))]
-    )
+    listed = feature.names if isinstance(feature, datasets.ClassLabel) else map(str, sorted(set(values)))
+    names = in_order(listed)
     index = {name: label for label, name in enumerate(names)}
-    return list(names), {name: np.array([index[text] for text in split]) for name, split in texts.items()}
+    return names, {name: np.array([index[text] for text in split]) for name, split in texts.items()}
 
 
 def _texts(split: "datasets.Dataset", label_column: str) -> list[str]:
@@ -244,18 +257,29 @@ def _draw_validation(labels: np.ndarray, fraction: float, seed: int) -> dict[str
     return {"train": train, "validation": validation}
 
 
-def load_images(args: Namespace, *, random_flip: bool = False, pool_splits: bool = False) -> ImageClasses:
-    """The images that `args` name; see `load_image_classes`."""
+def load_images(
+    args: Namespace,
+    *,
+    random_flip: bool = False,
+    pool_splits: bool = False,
+    resolution: int | None = None,
+    image_processor: Any = None,
+    channels: int = 3,
+) -> ImageClasses:
+    """The images that `args` name, of the resolution that they say or, if they say none, this one; see
+    `load_image_classes`."""
     return load_image_classes(
         args.dataset_name,
         dataset_config_name=args.dataset_config_name,
         train_data_dir=args.train_data_dir,
         image_column=args.image_column,
         label_column=args.label_column,
-        resolution=args.resolution,
+        resolution=args.resolution or resolution,
         center_crop=args.center_crop,
         random_flip=random_flip,
         seed=args.seed,
         broken_images=args.broken_images,
         pool_splits=pool_splits,
+        image_processor=image_processor,
+        channels=channels,
     )

@@ -29,6 +29,7 @@ class SharedArtefact(ModelHubMixin):
     """
 
     weights: ClassVar[tuple[str, ...]]  # names of the data files, the first being there always
+    others: ClassVar[tuple[str, ...]] = ()  # patterns of files that it may have besides
     key: ClassVar[str]  # of their metadata, where the description is
     error: ClassVar[type[ValueError]]
     config: Any  # the description, a dataclass
@@ -104,7 +105,7 @@ class SharedArtefact(ModelHubMixin):
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
         """As `ModelHubMixin.push_to_hub`; nothing but what `save_pretrained` writes is ever uploaded."""
         kwargs["model_card_kwargs"] = {"repo_id": repo_id, **(kwargs.get("model_card_kwargs") or {})}
-        kwargs["allow_patterns"] = [*self.weights, "config.json", "README.md", "*.png"]
+        kwargs["allow_patterns"] = [*self.weights, *self.others, "config.json", "README.md", "*.png"]
         return super().push_to_hub(repo_id, **kwargs)
 
     @classmethod
@@ -131,7 +132,7 @@ class SharedArtefact(ModelHubMixin):
         try:
             folder = local_folder(
                 name,
-                [*cls.weights, "config.json"],
+                [*cls.weights, *cls.others, "config.json"],
                 revision=revision,
                 cache_dir=cache_dir,
                 force_download=force_download,

@@ -7,7 +7,7 @@ ranges, keys and shapes are checked in the file's header, before a tensor is rea
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..anatomy import Anatomy
+from ..anatomy.companions import Companions
 from ..anatomy.models import check_config, empty_model, num_labels
 from ..anatomy.sizes import override_config
 from ..hub.descriptions import described_file, exact_fields
@@ -51,6 +52,7 @@ class ArtefactConfig:
         ancestry: Hub id of the ancestry model, if it has one.
         init_seed: seed from which the ancestry was initialised, if the bank makes only what training added to that.
         class_tailors: of KIND, by class, the tailors that it opens (`classes`); None of the other methods.
+        companions: JSON that belongs to a descendant; files of before it was recorded have none.
         format_version: of this file layout.
     """
 
@@ -63,6 +65,7 @@ class ArtefactConfig:
     ancestry: str | None = None
     init_seed: int | None = None
     class_tailors: ClassTailors | None = None
+    companions: Companions = field(default_factory=Companions)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -153,12 +156,13 @@ def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
         value = values.get(name)
         if type(value) is not type(known[0]) or value not in known:
             raise LearngeneError(f"{name}={value!r} is none of {known}: update diffusers-learngene.")
-    values = exact_fields(ArtefactConfig, values)
+    values = exact_fields(ArtefactConfig, {"companions": asdict(Companions()), **values})
     kinds = {"architecture": str, "base_config": dict, "bank_sizes": dict, "widths": list, "condensed_for": list}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
             raise LearngeneError(f"{name}={values[name]!r} must be a {kind.__name__}.")
     config = ArtefactConfig(**values)
+    config.companions = Companions.read(values["companions"], config.architecture, config.base_config)
 
     if config.ancestry is not None and not (isinstance(config.ancestry, str) and HUB_ID.fullmatch(config.ancestry)):
         raise LearngeneError(f"ancestry={config.ancestry!r} must be a Hub id or null.")

@@ -4,6 +4,7 @@
     condense      ancestry model -> learngene, in closed form: seconds, no data; `training.condensing` distils it
     save / push   model.safetensors + config.json + README.md: data only
     descend       learngene -> a descendant of another size: a PeftModel whose weights are generated
+                  (save_descendant: a plain one, as a whole folder)
     absorb        a trained descendant -> the learngene that makes it
 
 The file holds the bank of every group once (`methods`), and for every *width* that it was condensed for one set of
@@ -19,8 +20,10 @@ new classes: `descend(num_new_classes=)`, then `absorb`.
 
 import copy
 import logging
+import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy
+from ..anatomy.belongings import TOKENIZER_FILES, Belongings, Source, belongings_of, tokenizer_files
+from ..anatomy.companions import Companions
 from ..anatomy.dit import LabelInit
 from ..anatomy.models import empty_model, model_config, num_labels, prepare_ancestry_, unchanged_random_state
 from ..anatomy.scratch import scratch
@@ -43,6 +48,7 @@ from ..tuners.wave import WAVEConfig
 from .absorb import absorbed
 from .artefact import KEY, WEIGHTS, ArtefactConfig, LearngeneError, read_artefact
 from .closed_form import check_ancestry, check_made_of_config, check_unwrapped, closed_form
+from .descendants import copy_tokenizer, save_model, tokenizer_at_hand
 from .generated import add_classes_, generated_model
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
 from .methods import Bank, Start, method_of
@@ -53,15 +59,21 @@ __all__ = ["ArtefactConfig", "Learngene", "LearngeneError"]
 
 _logger = logging.getLogger(__name__)
 
+TOKENIZER = "tokenizer"  # the folder beside the file, if it is carried
+
 
 class Learngene(SharedArtefact):
     """A learngene: `config` and tensors in fp32 on the CPU, "<bank tensor>.<group>" and "sizes.<width>.<layout key>".
 
-    Make one with `condense` or `from_pretrained`.
+    Make one with `condense` or `from_pretrained`. `source` is where its ancestry's tokenizer and the like lie, and
+    `tokenizer` a folder with the tokenizer, if it is to be carried in the learngene's own.
     """
 
     weights, key = (WEIGHTS,), KEY
+    others = tuple(f"{TOKENIZER}/{pattern}" for pattern in TOKENIZER_FILES)
     error = LearngeneError
+    source: Source | None = None
+    tokenizer: Path | None = None
 
     def __init__(
         self, config: ArtefactConfig, tensors: dict[str, Tensor], layouts: list[Layout] | None = None
@@ -74,7 +86,32 @@ class Learngene(SharedArtefact):
 
     @classmethod
     def read_data(cls, paths: dict[str, Path]) -> "Learngene":
-        return cls(*read_artefact(paths[WEIGHTS]))
+        learngene = cls(*read_artefact(paths[WEIGHTS]))
+        config, carried = learngene.config, paths[WEIGHTS].parent / TOKENIZER
+        learngene.source = Source(config.ancestry, config.companions.revision) if config.ancestry else None
+        learngene.tokenizer = carried if tokenizer_files(carried) else None
+        return learngene
+
+    def write_data(self, folder: Path) -> None:
+        super().write_data(folder)
+        target = folder / TOKENIZER
+        if self.tokenizer is None:
+            shutil.rmtree(target, ignore_errors=True)  # of another learngene that was saved here
+        else:
+            copy_tokenizer(self.belongings, target)
+
+    @property
+    def belongings(self) -> Belongings:
+        """What belongs to a descendant beside its weights and config."""
+        return Belongings(self.config.companions, self.source, self.tokenizer)
+
+    def made_of(
+        self, config: ArtefactConfig, tensors: dict[str, Tensor], layouts: list[Layout] | None = None
+    ) -> "Learngene":
+        """A learngene of other data, of the same ancestry."""
+        other = Learngene(config, tensors, layouts)
+        other.source, other.tokenizer = self.source, self.tokenizer
+        return other
 
     @property
     def template(self) -> str:
@@ -119,6 +156,9 @@ class Learngene(SharedArtefact):
         init_seed: int | None = None,
         seed: int = 0,
         ancestry: str | None = None,
+        companions: Any = None,
+        revision: str | None = None,
+        include_tokenizer: bool = False,
     ) -> "Learngene":
         """Condense an ancestry model in closed form: seconds, no data.
 
@@ -134,16 +174,25 @@ class Learngene(SharedArtefact):
             init_seed: where the ancestry was initialised by `initializers.scratch` from a known seed, condense only
                 what training added to that. Much closer, but descendants carry the initialisation, frozen and dense.
             seed: of a random start.
-            ancestry: Hub id to credit in the card; anything else, such as a folder, is not recorded.
+            ancestry: Hub id to credit in the card; anything else, such as a folder, is not recorded. Default: that of
+                the companions.
+            companions: what belongs to the model beside its weights, for `save_descendant`: a folder or Hub id where
+                it lies, or an image processor, a tokenizer, a generation config, a pipeline, or several of them.
+                Default: where the model was loaded from. The file carries the small ones as data.
+            revision: of a Hub id; default: the newest, because a model does not say which one it was loaded from.
+            include_tokenizer: carry the tokenizer's files, too, in a folder beside the file. Default: they are taken
+                from the ancestry when they are needed.
 
         Raises:
             ValueError: no repeated blocks, no target matched, a template larger than its matrix, a PEFT-wrapped or
-                quantised model, NaN in its weights, a width that cannot be, or a model that is not its config's.
+                quantised model, NaN in its weights, a width that cannot be, a model that is not its config's,
+                companions that belong to no model, or no tokenizer to include.
         """
         check_unwrapped(model)
         architecture, base_config = type(model).__name__, model_config(model)
         anatomy = Anatomy.of(prepare_ancestry_(model))
         check_ancestry(anatomy)
+        belongings = belongings_of(model, companions, revision=revision)
         config = copy.copy(config or WAVEConfig())
         method = method_of(config)
         class_tailors = method.class_tailors(config, num_labels(architecture, base_config))
@@ -157,11 +206,15 @@ class Learngene(SharedArtefact):
             base_config,
             method.name,
             sizes,
-            ancestry=hub_id(ancestry),
+            ancestry=hub_id(ancestry) or hub_id(belongings.source.name if belongings.source else None),
             init_seed=init_seed,
             class_tailors=class_tailors,
+            companions=Companions.read(asdict(belongings.small), architecture, base_config),
         )
         learngene = cls(description, {key: value.cpu().contiguous() for key, value in tensors.items()}, [layout])
+        learngene.source, learngene.tokenizer = belongings.source, belongings.tokenizer
+        if include_tokenizer:
+            learngene.tokenizer = tokenizer_at_hand(belongings)
         for overrides in widths:
             learngene._add_width(overrides)
         return learngene
@@ -206,7 +259,7 @@ class Learngene(SharedArtefact):
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> "Learngene":
         """The learngene that other tensors make, of the same keys and shapes."""
-        return Learngene(self.config, tensors, self.layouts)
+        return self.made_of(self.config, tensors, self.layouts)
 
     def tensors_at(self, target: Layout, how: DepthInit = "nearest") -> tuple[dict[str, Tensor], dict[str, Bank]]:
         """Size tensors and bank of a descendant, given its layout; differentiable. For `how` see `descend`.
@@ -308,13 +361,29 @@ class Learngene(SharedArtefact):
         with unchanged_random_state():
             return generated_model(self.config, anatomy, layout, tensors, bank, self.origin(anatomy)).eval()
 
+    def save_descendant(self, folder: str | Path, **overrides: Any) -> None:
+        """Write a plain descendant as a whole folder, which loads as its ancestry's did: weights and config, and what
+        belongs to them (`descendants`): generation config, labels, preprocessing, tokenizer, pipeline.
+
+        Tokenizers, and the other parts of a pipeline, are copied from where they lie, the ancestry's repository on the
+        Hub or the folder that was condensed from; where they cannot be reached, that is logged.
+
+        Args:
+            overrides: as `descend` takes them.
+
+        Raises:
+            ValueError: as `descend`.
+            RuntimeError: a descendant of several classes of KIND, which is no plain model.
+        """
+        save_model(self.descend(**overrides).merge_and_unload(), folder, self.belongings)
+
     def select(self, classes: Sequence[int]) -> "Learngene":
         """The smaller learngene of these classes only, ids as they are. (KIND's.)
 
         Raises:
             ValueError: a class twice, one that is not there or not known, or a learngene of another method.
         """
-        return Learngene(*select_classes(self.config, self.tensors, self.layouts[0], classes))
+        return self.made_of(*select_classes(self.config, self.tensors, self.layouts[0], classes))
 
     def absorb(self, model: nn.Module) -> "Learngene":
         """The learngene that makes a descendant of this one as it is now, after training: a new one, to be saved.
@@ -328,4 +397,4 @@ class Learngene(SharedArtefact):
         Raises:
             ValueError: the model is another one.
         """
-        return Learngene(*absorbed(self.config, model))
+        return self.made_of(*absorbed(self.config, model))

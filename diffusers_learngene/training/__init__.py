@@ -11,5 +11,6 @@ trials       models trained alike: their table, curves and samples
 comparison   descendants beside other starts
 adaptation   ways to teach new classes beside each other; ways: PEFT's adapters, label rows, FLOPs
 cretok       a token trained on text encoders, from pairs of concepts; cretok_steps: the steps of its script
+pretrained   trained models that are brought, with what lies beside them
 arguments    from a script's arguments to all of these
 """

@@ -13,6 +13,7 @@ nearest. All see the same batches with the same noise, each at the rate that sui
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
+from ..anatomy.belongings import Belongings
 from ..anatomy.dit import LabelInit, join_label_rows_, train_label_rows_
 from ..learngene import Learngene
 from ..runs.loop import TrainingOptions
@@ -28,7 +30,7 @@ from ..runs.plots import image_grid
 from ..runs.report import format_table, mean_curves, mean_rows
 from ..tuners.kind import class_gate
 from .diffusion_task import DiffusionTask
-from .trials import Trials, evaluation_steps
+from .trials import NOTHING, Trials, evaluation_steps
 from .ways import Adapter, add_adapter, count_flops, count_parameters, with_classes
 
 
@@ -44,7 +46,7 @@ class Adaptation(Trials):
         base, novel: the tasks of the base and the novel classes; `novel` knows the labels of both.
         options: of the pre-training; the learning rate is replaced for each way to adapt.
         adapt_train_steps: of each way.
-        output_dir, num_samples, gradient_checkpointing: as `Trials` has them. tailors.png goes there, too.
+        output_dir, num_samples, gradient_checkpointing, belongings: as `Trials` has them. tailors.png goes there, too.
         prefix: of names of trainings, where there are several of the same kind.
     """
 
@@ -64,6 +66,7 @@ class Adaptation(Trials):
         num_samples: int,
         gradient_checkpointing: bool = False,
         prefix: str = "",
+        belongings: Belongings = NOTHING,
     ) -> None:
         super().__init__(
             accelerator,
@@ -73,6 +76,7 @@ class Adaptation(Trials):
             eval_steps=evaluation_steps(adapt_train_steps),
             num_samples=num_samples,
             gradient_checkpointing=gradient_checkpointing,
+            belongings=replace(belongings, small=replace(belongings.small, **novel.companions)),
         )
         self.base, self.novel, self.steps, self.prefix = base, novel, adapt_train_steps, prefix
         self.models: list[dict[str, Any]] = []

@@ -8,38 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from ..data.image_classes import ImageClasses
+from ..data.labels import label_names, match_labels, named_by
 from ..runs.checkpoints import describe_samples
-from .tasks import Call, check_patch_size, first_line
+from .tasks import Call, check_patch_size
 
 
-__all__ = ["ClassificationTask", "load_classifier"]
-
-
-def load_classifier(
-    pretrained_model_name_or_path: str, *, revision: str | None = None, variant: str | None = None
-) -> PreTrainedModel:
-    """An image classifier of transformers (ViT, DeiT, ...) in float32, folder or Hub id.
-
-    Raises:
-        ValueError: there is none, or it has no trained head.
-    """
-    name, options = pretrained_model_name_or_path, {"revision": revision or "main", "variant": variant}
-    try:
-        model, loading = AutoModelForImageClassification.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"pretrained_model_name_or_path={name!r} holds no image classifier: {first_line(error)}"
-        ) from error
-    if missing := loading["missing_keys"]:
-        raise ValueError(
-            f"pretrained_model_name_or_path={name!r} is no trained classifier: it lacks {sorted(missing)[:3]}."
-        )
-    return model
+__all__ = ["ClassificationTask"]
 
 
 class ClassificationTask:
@@ -75,21 +52,36 @@ class ClassificationTask:
             patch_size=patch_size,
             image_size=self.data.resolution,
             num_channels=self.data.channels,
-            num_labels=len(self.data.class_names),
+            id2label=dict(enumerate(self.class_names)),
+            label2id={name: label for label, name in enumerate(self.class_names)},
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return ViTForImageClassification(config)
 
+    @property
+    def companions(self) -> dict[str, Any]:
+        return {"preprocessor": self.data.image_processor}
+
     def check_model(self, model: PreTrainedModel) -> None:
-        """Raise a ValueError if a loaded model cannot take these images or classes."""
+        """Raise a ValueError if a loaded model cannot take these images, or its labels are not these classes."""
         config = model.config
-        found = (getattr(config, "num_channels", 3), getattr(config, "image_size", None), config.num_labels)
-        given = (self.data.channels, self.data.resolution, len(self.data.class_names))
-        if found != given:
+        size = getattr(config, "image_size", None) or self.data.resolution  # a convolutional net takes any
+        sides = set(size) if isinstance(size, list | tuple) else {size}
+        found = (getattr(config, "num_channels", self.data.channels), *sides)
+        if found != (self.data.channels, self.data.resolution):
             raise ValueError(
-                "the model takes {} channels of {} pixels and knows {} classes; ".format(*found)
-                + "the data have {} channels of {} pixels and {} classes.".format(*given)
+                f"the model takes {found[0]} channels of {size} pixels; the data have {self.data.channels} channels "
+                f"of {self.data.resolution} pixels."
+            )
+        labels = label_names(config.id2label, config.num_labels)
+        if len(labels) != len(self.class_names):
+            raise ValueError(f"the model has {len(labels)} labels; the data have {len(self.class_names)} classes.")
+        labels = named_by(labels, dict(enumerate(self.class_names)))  # what has no name is whatever class is there
+        if labels != self.class_names and (ids := match_labels(self.class_names, labels)) != list(range(len(labels))):
+            raise ValueError(
+                f"the classes {self.class_names[:5]} of the data are the labels {ids[:5]} of the model: "
+                "`data.class_split.relabel_classes` puts these on the images."
             )
 
     @property

@@ -66,6 +66,7 @@ class Comparison(Trials):
             eval_steps=evaluation_steps(options.max_train_steps, scaler_steps),
             num_samples=num_samples,
             gradient_checkpointing=gradient_checkpointing,
+            belongings=learngene.belongings,
         )
         self.ancestry, self.learngene, self.trained_ancestry = ancestry, learngene, trained_ancestry
         self.scaler_steps, self.scaler_learning_rate = scaler_steps, scaler_learning_rate

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from ..anatomy.companions import Companions
 from ..anatomy.models import model_config
 from ..anatomy.sizes import override_config
 from ..learngene import Learngene
@@ -98,7 +99,7 @@ class ElasticModel(nn.Module):
         """The learngene with its tensors as they are now, and the sizes that it was condensed for."""
         config = self.origin.config
         tensors = {_decode(key): t.detach().float().cpu().clone() for key, t in self.tensors.items()}
-        return Learngene(type(config)(**{**vars(config), "condensed_for": self.sizes}), tensors)
+        return self.origin.made_of(type(config)(**{**vars(config), "condensed_for": self.sizes}), tensors)
 
 
 def _contexts(skeleton: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -188,7 +189,7 @@ def distil(
             "task": task.distillation_settings if ancestry is not None else task.settings,
             "sizes": list(sizes),
             "ancestry": None if ancestry is None else _describe(ancestry),
-            "learngene": asdict(replace(learngene.config, ancestry=None)),
+            "learngene": asdict(replace(learngene.config, ancestry=None, companions=Companions())),
         },
     )
     learngene = elastic.learngene()

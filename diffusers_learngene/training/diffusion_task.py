@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ..anatomy.dit import create_dit, drop_labels
 from ..data.image_classes import ImageClasses
@@ -20,60 +20,30 @@ from ..metrics import load
 from ..metrics.features import classifier_features
 from ..runs.checkpoints import digest
 from ..runs.sampler import seeded_generator
-from .diffusion import ValidationBank, denoising_loss, draw_noise, noise_scheduler, predict_noise, sample
-from .tasks import Call, check_patch_size, first_line
+from .diffusion import (
+    ValidationBank,
+    denoising_loss,
+    draw_noise,
+    noise_scheduler,
+    predict,
+    sample,
+    target_of,
+)
+from .tasks import Call, check_patch_size
 
 
-__all__ = ["DiffusionTask", "check_dit", "load_dit", "model_shape"]
+__all__ = ["DiffusionTask", "check_dit", "model_shape"]
 
 MAX_REAL = 5000  # real images that the Frechet distance takes
 
 
-def load_dit(
-    pretrained_model_name_or_path: str, *, revision: str | None = None, variant: str | None = None
-) -> tuple[DiTTransformer2DModel, AutoencoderKL | None]:
-    """A DiT and its VAE from a `DiTPipeline`, or a bare DiT and None; folder or Hub id.
-
-    Raises:
-        ValueError: neither is there.
-    """
-    name = pretrained_model_name_or_path
-
-    def load(cls: Any, subfolder: str | None = None) -> Any:
-        model, loading = cls.from_pretrained(
-            name, subfolder=subfolder, revision=revision, variant=variant, output_loading_info=True
-        )
-        if missing := loading["missing_keys"]:
-            raise ValueError(
-                f"pretrained_model_name_or_path={name!r} is no {cls.__name__}: it lacks {sorted(missing)[:3]}."
-            )
-        return model
-
-    try:
-        # Asked first: where a folder lacks a subfolder, `from_pretrained` takes the files beside it instead.
-        if _is_pipeline(name, revision):
-            return load(DiTTransformer2DModel, "transformer"), load(AutoencoderKL, "vae")
-        return load(DiTTransformer2DModel), None
-    except OSError as error:
-        raise ValueError(
-            f"pretrained_model_name_or_path={name!r} holds neither a DiTPipeline nor a DiTTransformer2DModel: "
-            f"{first_line(error)}"
-        ) from error
-
-
-def _is_pipeline(name: str, revision: str | None) -> bool:
-    try:
-        return bool(DiTPipeline.load_config(name, revision=revision))
-    except OSError:
-        return False
-
-
 class DiffusionTask:
-    """Denoising with classifier-free guidance; a student learns its teacher's prediction (and, weighted, the noise).
+    """Denoising with classifier-free guidance; a student learns its teacher's prediction (and, weighted, the target).
 
     Args:
         data: images by class.
         vae: the model works on its latents; None: on pixels.
+        scheduler: of the noise that a loaded model was trained for; default: `noise_scheduler`'s.
         latents_dir: where latents are cached; None: in memory.
         label_dropout: how often a label is replaced by the null class.
         noise_weight: weight of the denoising loss beside the distillation. The teacher's prediction is the less noisy
@@ -89,6 +59,7 @@ class DiffusionTask:
         data: ImageClasses,
         *,
         vae: AutoencoderKL | None = None,
+        scheduler: DDPMScheduler | None = None,
         latents_dir: str | None = None,
         label_dropout: float = 0.1,
         noise_weight: float = 1.0,
@@ -109,7 +80,7 @@ class DiffusionTask:
         self.feature_data = feature_data or data
         self.num_classes = len(data.class_names)
         self.shape = model_shape(data, vae)
-        self.scheduler = noise_scheduler(latents=vae is not None)
+        self.scheduler = scheduler or noise_scheduler(latents=vae is not None)
         self.train_data: Dataset[Any] = data.train
         validation: Dataset[Any] = data.validation
         if vae is not None:
@@ -138,6 +109,11 @@ class DiffusionTask:
             attention_head_dim=attention_head_dim,
             patch_size=patch_size,
         )
+
+    @property
+    def companions(self) -> dict[str, Any]:
+        names = enumerate(self.data.class_names)
+        return {"id2label": {str(label): name for label, name in names if name != f"LABEL_{label}"}}
 
     def check_model(self, model: DiTTransformer2DModel) -> None:
         """Raise a ValueError if a loaded model cannot take these images or classes."""
@@ -179,10 +155,13 @@ class DiffusionTask:
         labels = drop_labels(batch["labels"], self.label_dropout, self.num_classes, generator)
         noisy = self.scheduler.add_noise(images, noise, timesteps)
         with torch.no_grad():
-            target = predict_noise(teacher, noisy, timesteps, labels)
-        prediction = predict_noise(student, noisy, timesteps, labels).float()
-        loss = F.mse_loss(prediction, target.float())
-        return loss + self.noise_weight * F.mse_loss(prediction, noise.float()) if self.noise_weight else loss
+            taught = predict(teacher, noisy, timesteps, labels)
+        prediction = predict(student, noisy, timesteps, labels).float()
+        loss = F.mse_loss(prediction, taught.float())
+        if not self.noise_weight:
+            return loss
+        target = target_of(self.scheduler, images, noise, timesteps)
+        return loss + self.noise_weight * F.mse_loss(prediction, target.float())
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {"val_loss": self.bank.loss(model)}
@@ -211,12 +190,19 @@ class DiffusionTask:
         return torch.tensor(self.labels, device=self.device)[torch.arange(count) % len(self.labels)]
 
     def real_samples(self, count: int) -> Tensor:
-        """Validation images, classes in turn; a class that runs out starts again."""
-        images = self.data.validation
-        labels = np.asarray(images.labels)  # type: ignore[attr-defined]
-        by_class = [rows for label in self.labels if len(rows := np.flatnonzero(labels == label))]
-        turns = ((i // len(by_class), by_class[i % len(by_class)]) for i in range(count))
-        return torch.stack([images[int(rows[turn % len(rows)])]["images"] for turn, rows in turns])
+        """Validation images, classes in turn; a class that runs out starts again, and one that has none shows those
+        that it is trained on. (One without any image is white.)"""
+        shown = [self._images_of(label) for label in self.labels[:count]]
+        turns = ((i // len(self.labels), shown[i % len(self.labels)]) for i in range(count))
+        return torch.stack([images[turn % len(images)]["images"] for turn, images in turns])
+
+    def _images_of(self, label: int) -> Sequence[Any]:
+        """Items of a class: for validation, else to train on, else a white one."""
+        for side in (self.data.validation, self.data.train):
+            rows = np.flatnonzero(np.asarray(side.labels) == label).tolist()  # type: ignore[attr-defined]
+            if rows:
+                return Subset(side, rows)  # type: ignore[return-value]
+        return [{"images": torch.ones(self.data.channels, self.data.resolution, self.data.resolution)}]
 
     def training_images(self) -> Tensor:
         """The images that it is trained on, (n, C, H, W) in [-1, 1]; of many a sample."""

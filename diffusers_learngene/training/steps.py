@@ -8,10 +8,12 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ..anatomy.belongings import Belongings
 from ..anatomy.models import enable_gradient_checkpointing_, model_config
 from ..anatomy.sizes import depth_key, size_overrides, width_overrides
 from ..hub.files import hub_id
 from ..learngene import Learngene
+from ..learngene.descendants import save_model
 from ..runs.loop import train
 from ..runs.run import publish_artefact
 from .arguments import training_options
@@ -64,8 +66,10 @@ def plan_sizes(args: Namespace, ancestry: nn.Module, *, other_widths: bool) -> S
     )
 
 
-def train_ancestry(accelerator: Accelerator, ancestry: Any, task: Task, args: Namespace) -> None:
-    """Train the ancestry in place, and save it to models/ancestry."""
+def train_ancestry(
+    accelerator: Accelerator, ancestry: Any, task: Task, args: Namespace, belongings: Belongings
+) -> None:
+    """Train the ancestry in place, and save it to models/ancestry with what belongs to it."""
     if args.gradient_checkpointing:
         enable_gradient_checkpointing_(ancestry)
     train(
@@ -83,7 +87,7 @@ def train_ancestry(accelerator: Accelerator, ancestry: Any, task: Task, args: Na
         signature=signature_of(task, ancestry),
     )
     if accelerator.is_main_process:
-        ancestry.save_pretrained(f"{args.output_dir}/models/ancestry")
+        save_model(ancestry, f"{args.output_dir}/models/ancestry", belongings)
 
 
 def compare(

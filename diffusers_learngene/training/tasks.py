@@ -46,6 +46,10 @@ class Task(Protocol):
     def distillation_settings(self) -> dict[str, Any]:
         """The same of `distillation_loss`, beside the teacher."""
 
+    @property
+    def companions(self) -> dict[str, Any]:
+        """What of `anatomy.companions.Companions` a model of this task gets from its images."""
+
     def check_model(self, model: nn.Module) -> None:
         """Raise a ValueError if a model cannot take the task's images or classes."""
 

@@ -10,14 +10,18 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
+from ..anatomy.belongings import Belongings
 from ..anatomy.models import enable_gradient_checkpointing_
+from ..learngene.descendants import save_model
 from ..runs.loop import TrainingOptions, train
 from ..runs.plots import curves, image_grid
 from ..runs.report import format_cell, format_table, provenance, write_json
 from .tasks import Task, signature_of
 
 
-__all__ = ["GRID_COLUMNS", "Trials", "evaluation_steps"]
+__all__ = ["GRID_COLUMNS", "NOTHING", "Trials", "evaluation_steps"]
+
+NOTHING = Belongings()
 
 GRID_COLUMNS = 10  # samples of a model that are shown
 
@@ -40,6 +44,7 @@ class Trials:
         eval_steps: of a whole training.
         num_samples: images for the Frechet distance of each model.
         gradient_checkpointing: recompute every block in the backward pass.
+        belongings: to all of the models, which are saved with them.
     """
 
     first_columns: Sequence[str] = ()  # of the table: those before and after the numbers by step
@@ -55,7 +60,9 @@ class Trials:
         eval_steps: Sequence[int],
         num_samples: int,
         gradient_checkpointing: bool = False,
+        belongings: Belongings = NOTHING,
     ) -> None:
+        self.belongings = belongings
         self.accelerator, self.task, self.options = accelerator, task, options
         self.output_dir, self.eval_steps, self.num_samples = Path(output_dir), list(eval_steps), num_samples
         self.gradient_checkpointing = gradient_checkpointing
@@ -131,9 +138,9 @@ class Trials:
         return self.task.frechet_distance(images)
 
     def save(self, model: nn.Module, name: str) -> None:
-        """A trained model as a plain model folder."""
+        """A trained model as a plain model folder, with what belongs to it."""
         if self.accelerator.is_main_process:
-            model.save_pretrained(self.output_dir / "models" / name.replace(" ", "-"))  # type: ignore[operator]
+            save_model(model, self.output_dir / "models" / name.replace(" ", "-"), self.belongings)
 
     def columns(self) -> list[str]:
         """Of the table: those that any row has a value for."""
@@ -163,7 +170,8 @@ class Trials:
         return results
 
     def _column_labels(self) -> list[str]:
-        return [self.task.class_names[i % len(self.task.class_names)] for i in range(GRID_COLUMNS)]
+        names = [name.partition(",")[0] for name in self.task.class_names]  # of synonyms the first
+        return [names[i % len(names)] for i in range(GRID_COLUMNS)]
 
     def card(self) -> dict[str, Any]:
         """What the learngene's card says of these results."""

@@ -29,7 +29,8 @@ from diffusers_learngene.anatomy import Anatomy, blocks
 from diffusers_learngene.data.image_classes import load_image_classes
 from diffusers_learngene.functional import fine, wave
 from diffusers_learngene.initializers import scratch
-from diffusers_learngene.training.diffusion_task import DiffusionTask, load_dit
+from diffusers_learngene.training.diffusion_task import DiffusionTask
+from diffusers_learngene.training.pretrained import load_dit
 
 
 SOLVERS = ["pooled", "whole", "pooled+10", "pooled+60", "random+60", "polar+60"]
@@ -118,7 +119,7 @@ def loss_with(model: nn.Module, matrices: dict[str, Tensor], task: DiffusionTask
 
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
-    model = load_dit(args.model)[0].eval()
+    model = load_dit(args.model).transformer.eval()
     task = DiffusionTask(load_image_classes(seed=args.seed), seed=args.seed)
     weights, first = fused(model), fused(scratch(model, {}, seed=args.seed))
     changed = norm(w - first[key] for key, w in weights.items()) / norm(weights.values())  # sqrt(2): the wrong seed

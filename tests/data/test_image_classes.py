@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from diffusers_learngene.data import image_classes as data_module
 from diffusers_learngene.data import images as images_module
@@ -348,3 +349,25 @@ def test_folders_without_images_or_classes(tmp_path):
     picture((0, 0, 0)).save(tmp_path / "flat" / "a.png")
     with pytest.raises(ValueError, match="label_column='label' is no column.*one per class"):
         load_image_classes(train_data_dir=str(tmp_path / "flat"))
+
+
+@pytest.mark.parametrize("center_crop", [True, False])
+@pytest.mark.parametrize("size, resolution", [((12, 12), None), ((12, 12), 8), ((32, 20), 8), ((20, 32), 16)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_processor_of_transformers_makes_the_same(tmp_path, center_crop, size, resolution, mode):
+    draws = np.random.default_rng(0)
+    smooth = draws.integers(0, 255, (4, 4, 3), np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(smooth).rotate(90 * number).resize(size, Image.Resampling.BICUBIC).convert(mode)
+            image.save(tmp_path / "images" / name / f"{number}.png")
+    where = {"train_data_dir": str(tmp_path / "images")}
+    data = load_image_classes(**where, resolution=resolution, center_crop=center_crop)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(data.image_processor))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    again = load_image_classes(**where, image_processor=processor, channels=data.channels)
+    assert (again.channels, again.resolution) == (data.channels, data.resolution)
+    for one, other in zip(data.train, again.train, strict=True):
+        torch.testing.assert_close(one["images"], other["images"], rtol=0, atol=1e-6)
+    assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()

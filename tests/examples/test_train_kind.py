@@ -147,6 +147,8 @@ def test_files(finished):
         label = torch.tensor([model.config.num_embeds_ada_norm])
         assert model(torch.zeros(1, 1, 8, 8), timestep=label, class_labels=label).sample.isfinite().all()
     card = ModelCard.load(finished / "learngene" / "README.md")
+    names = Learngene.from_pretrained(finished / "learngene").config.companions.id2label
+    assert names == {str(label): str(label) for label in range(10)}  # base classes, then novel ones
     assert "kind" in card.data.tags and "| way | trainable | val_loss@0 |" in card.text
     assert "tailor_learning_rate: `0.1`" in card.text and str(finished) not in card.content
 
@@ -284,6 +286,8 @@ def test_a_pretrained_model_and_own_images(train_kind, image_folder, tmp_path):
     )
     dit.save_pretrained(tmp_path / "dit")
     arguments = ["--pretrained_model_name_or_path", tmp_path / "dit", "--train_data_dir", image_folder]
+    (tmp_path / "map.json").write_text('{"class-2": 0, "class-0": 4}')  # the novel class is none of its labels
+    arguments += ["--label_map", tmp_path / "map.json"]
     train_kind(*arguments, "--novel_classes", "class-1", "--output_dir", tmp_path / "out")
     found = models(tmp_path / "out")
     assert found["plain DiT, as loaded"]["base_val_loss"] > 0 and found["KIND, as cut from it"]["base_val_loss"] > 0

@@ -6,14 +6,15 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTModel, pipeline
 
 from diffusers_learngene import Learngene
 from diffusers_learngene.anatomy.dit import create_dit
@@ -76,6 +77,7 @@ def test_help_imports_nothing_heavy(train_wave):
         ("--task segmentation", "argument --task: invalid choice: 'segmentation'"),
         ("--lr_scheduler cosinus", "argument --lr_scheduler: invalid choice: 'cosinus'"),
         ("--push_to_hub", "--push_to_hub needs --hub_model_id"),
+        ("--label_map map.json", "--label_map is of the labels of a --pretrained_model_name_or_path"),
         ("--hub_token hf_secret --report_to wandb", "--hub_token with --report_to wandb would show your token"),
         ("--pretrained facebook/DiT-XL-2-256", "unrecognized arguments: --pretrained"),  # no abbreviations
     ],
@@ -323,11 +325,15 @@ def test_classification(train_wave, tmp_path):
     for folder in (tmp_path / "models").iterdir():
         model, loading = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
         assert not loading["missing_keys"] and model.config.num_labels == 10
+        stock = pipeline("image-classification", str(folder))
+        assert {answer["label"] for answer in stock(np.zeros((8, 8, 1), np.uint8), top_k=10)} == set("0123456789")
     card = ModelCard.load(tmp_path / "learngene" / "README.md")
     assert "![curves.png](curves.png)" in card.text and "samples.png" not in card.text
     assert "| accuracy@0 | accuracy@4 |" in card.text
     model = Learngene.from_pretrained(tmp_path / "learngene").descend(num_hidden_layers=5)
     assert model(torch.zeros(1, 1, 8, 8)).logits.shape == (1, 10)
+    Learngene.from_pretrained(tmp_path / "learngene").save_descendant(tmp_path / "five", num_hidden_layers=5)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "five").image_mean == (0.5,)
 
 
 @pytest.mark.slow
@@ -422,9 +428,13 @@ def tiny_dit(**config):
     return create_dit(generator=torch.Generator().manual_seed(0), **config)
 
 
+LABELS = {0: "tench, Tinca tinca", 1: "Class-2, the second", 2: "hen", 3: "class-0", 4: "class-1"}
+
+
 @pytest.fixture(scope="module")
 def pipeline_folder(tmp_path_factory):
-    """A `DiTPipeline` as on the Hub: latents of half the size, learned variances, more classes than the data."""
+    """A `DiTPipeline` as on the Hub: latents of half the size, learned variances, more classes than the data, and in
+    another order."""
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -434,14 +444,31 @@ def pipeline_folder(tmp_path_factory):
         norm_num_groups=4,
         sample_size=8,
     )
-    DiTPipeline(tiny_dit(), vae, DDIMScheduler()).save_pretrained(folder)
+    pipe = DiTPipeline(tiny_dit(), vae, DDIMScheduler(beta_end=0.03, prediction_type="v_prediction"))
+    pipe.register_to_config(id2label=LABELS)  # which stock `save_pretrained` leaves out
+    pipe.save_pretrained(folder)
     return folder
+
+
+def labels_seen(run):
+    """The labels that any DiT is asked for."""
+    seen, forward = set(), DiTTransformer2DModel.forward
+
+    def watched(self, *args, class_labels=None, **kwargs):
+        seen.update(class_labels.flatten().tolist())
+        return forward(self, *args, class_labels=class_labels, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiTTransformer2DModel, "forward", watched)
+        run()
+    return seen
 
 
 @pytest.mark.slow
 def test_a_pipeline_and_own_images(train_wave, pipeline_folder, image_folder, tmp_path):
     arguments = ["--pretrained_model_name_or_path", pipeline_folder, "--train_data_dir", image_folder]
-    train_wave(*arguments, "--output_dir", tmp_path, "--descend_sizes", "3")
+    seen = labels_seen(lambda: train_wave(*arguments, "--output_dir", tmp_path, "--descend_sizes", "3"))
+    assert seen == {3, 4, 1, 5}  # classes 0, 1 and 2, and the null class
     assert {path.name for path in (tmp_path / "latents").iterdir()} == {"train.safetensors", "validation.safetensors"}
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"layers=3"}
     assert not (tmp_path / "checkpoints" / "ancestry").exists()
@@ -450,15 +477,14 @@ def test_a_pipeline_and_own_images(train_wave, pipeline_folder, image_folder, tm
     assert "a trained ancestry model" in text and "data: `own images`" in text
     assert not any(str(folder) in text for folder in (pipeline_folder, image_folder, tmp_path))
 
-    with_descendant = DiTPipeline.from_pretrained(
-        pipeline_folder, transformer=DiTTransformer2DModel.from_pretrained(tmp_path / "models" / "layers=3")
-    )
-    assert with_descendant([0, 4], guidance_scale=1, num_inference_steps=2, output_type="np").images.shape == (
-        2,
-        8,
-        8,
-        3,
-    )
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "models" / "layers=3")
+    assert whole.transformer.config.num_layers == 3 and whole.scheduler.config.beta_end == 0.03
+    assert whole.get_label_ids(["Tinca tinca", "class-0"]) == [0, 3]
+    images = whole([0, 4], guidance_scale=1, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 3)
+    companions = Learngene.from_pretrained(tmp_path / "learngene").config.companions
+    assert companions.id2label == {str(key): name for key, name in LABELS.items()}
+    assert companions.pipeline == {"class": "DiTPipeline", "component": "transformer"}
 
 
 @pytest.mark.slow
@@ -496,11 +522,19 @@ def test_a_model_that_does_not_fit_is_refused(train_wave, pipeline_folder, image
 
     assert "takes 3 channels of 8 pixels, the data are 1 channels of 8" in refusal("colour")
     assert "the data have 10 classes, the model 5" in refusal("five-classes")
+    tiny_dit(in_channels=1, out_channels=1, sample_size=8).save_pretrained(tmp_path / "unnamed")
+    own = ("--train_data_dir", str(image_folder))
+    assert "3 of 3 classes of the data are no labels of the model: class-0, class-1, class-2" in refusal(
+        "unnamed", *own
+    )
+    (tmp_path / "map.json").write_text('{"class-0": 5}')
+    wrong = ("--label_map", str(tmp_path / "map.json"))
+    assert "{'class-0': 5} are no labels of the model, which has 5" in refusal("unnamed", *own, *wrong)
     assert "holds neither a DiTPipeline nor a DiTTransformer2DModel: " in refusal("no-vae")
     assert "is no DiTTransformer2DModel: it lacks" in refusal("vae")
     assert "holds neither" in refusal("vit")
     classify = ("--task", "classification")
-    assert "knows 3 classes; the data have 1 channels of 8 pixels and 10 classes" in refusal("vit", *classify)
+    assert "7 of 10 classes of the data are no labels of the model: 3, 4, 5" in refusal("vit", *classify)
     assert "is no trained classifier: it lacks ['classifier.bias', 'classifier.weight']" in refusal(
         "headless", *classify
     )

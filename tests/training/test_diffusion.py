@@ -12,7 +12,7 @@ from diffusers_learngene.training.diffusion import (
     denoising_loss,
     draw_noise,
     noise_scheduler,
-    predict_noise,
+    predict,
     sample,
 )
 
@@ -46,7 +46,7 @@ def test_schedules():
 def test_of_learned_variances_the_noise_is_taken():
     model = random_dit(in_channels=1, out_channels=2)
     noisy, timesteps, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 1])
-    noise = predict_noise(model, noisy, timesteps, labels)
+    noise = predict(model, noisy, timesteps, labels)
     assert torch.equal(noise, model(noisy, timestep=timesteps, class_labels=labels).sample[:, :1])
 
 
@@ -94,7 +94,7 @@ def test_the_bank_is_fixed_and_stratified(length, num_samples):
 
 def test_the_bank_gives_a_perfect_model_zero():
     bank = ValidationBank(images_of(12), noise_scheduler(latents=True), num_samples=12)
-    answers = {noisy.sum().item(): noise for noisy, noise in zip(bank.noisy, bank.noise, strict=True)}
+    answers = {noisy.sum().item(): noise for noisy, noise in zip(bank.noisy, bank.targets, strict=True)}
 
     def oracle(noisy, timestep, class_labels):
         return SimpleNamespace(sample=torch.stack([answers[image.sum().item()] for image in noisy]))
@@ -124,3 +124,26 @@ def test_samples_are_those_of_the_stock_pipeline(guidance_scale, out_channels):
         **settings,
     )
     torch.testing.assert_close(decode_latents(vae, latents) / 2 + 0.5, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_what_is_predicted_is_the_schedulers(prediction):
+    """A model that knows the answer has no loss, and its samples are the images that it knows."""
+    own = DDIMScheduler(beta_schedule="linear", clip_sample=False, prediction_type=prediction)
+    scheduler = noise_scheduler(latents=True, config=own.config)
+    image = torch.rand(1, 8, 8, generator=generator()) * 2 - 1
+    alphas = scheduler.alphas_cumprod
+
+    def oracle(noisy, timestep, class_labels):
+        alpha = alphas[timestep].view(-1, 1, 1, 1)
+        noise = (noisy - alpha.sqrt() * image) / (1 - alpha).sqrt()
+        answers = {"epsilon": noise, "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * image}
+        return SimpleNamespace(sample=answers.get(prediction, image.expand_as(noisy)))
+
+    items = [{"images": image, "labels": 0}] * 4
+    assert ValidationBank(items, scheduler, num_samples=8).loss(oracle) == pytest.approx(0, abs=1e-6)
+    batch = (image.expand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long), scheduler, generator())
+    assert denoising_loss(oracle, *batch, num_classes=10).item() == pytest.approx(0, abs=1e-6)
+    settings = {"shape": (1, 8, 8), "num_classes": 10, "generator": generator(), "num_inference_steps": 20}
+    found = sample(oracle, torch.zeros(2, dtype=torch.long), scheduler, **settings, guidance_scale=2)
+    torch.testing.assert_close(found, image.expand_as(found), atol=2e-2, rtol=0)

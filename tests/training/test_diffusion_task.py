@@ -12,8 +12,10 @@ from diffusers import AutoencoderKL
 from diffusers_learngene.anatomy.dit import create_dit
 from diffusers_learngene.data.image_classes import ImageClasses
 from diffusers_learngene.data.images import LabelledImages
+from diffusers_learngene.data.labels import label_names
 from diffusers_learngene.training import arguments, diffusion_task
 from diffusers_learngene.training.diffusion_task import DiffusionTask
+from diffusers_learngene.training.pretrained import PretrainedDiT
 
 
 NAMES = ["ant", "bee", "cat"]
@@ -64,6 +66,16 @@ def test_real_samples_are_of_all_classes_in_turn(few):
     assert torch.equal(found[:3], found[90:93])  # 30 of a class, then the first again
 
 
+def test_a_class_without_validation_images_keeps_its_column():
+    """Heads of columns are the classes' names: no column may move."""
+    data = images(each=3)
+    without = LabelledImages(data.validation.pixels[:3], data.validation.labels[:3])  # ants alone
+    untold = ImageClasses(data.train, without, [*NAMES, "dog"], 1, 4)
+    found = DiffusionTask(untold).real_samples(6)
+    assert ((found[:, 0, 0, 0] + 1) * 127.5 / 100).round().int().tolist()[:3] == [0, 1, 2]
+    assert (found[3] == 1).all() and torch.equal(found[4], data.validation[1]["images"])
+
+
 def vae():
     return AutoencoderKL(
         block_out_channels=(8, 8, 8),
@@ -85,7 +97,7 @@ def dit(**changes):
         (dit(num_embeds_ada_norm=2), 8, 1, "the data have 3 classes, the model 2"),
         (dit(), 16, 1, "the model takes 4 channels of 2 pixels, the data are 4 channels of 4"),
         (dit(), 10, 1, "resolution=10 is no multiple of 4, by which the VAE makes images smaller: take 8"),
-        (None, 12, 2, "patch_size=2 does not divide the 3 pixels"),
+        (None, 9, 2, "patch_size=2 does not divide the 9 pixels"),
     ],
 )
 @pytest.mark.parametrize("load", ["load_task", "load_class_tasks"])
@@ -93,10 +105,12 @@ def test_what_does_not_fit_is_found_before_images_are_encoded(
     monkeypatch, tmp_path, load, model, resolution, patch_size, message
 ):
     monkeypatch.setattr(arguments, "load_images", lambda *_, **__: images(resolution=resolution))
-    monkeypatch.setattr(arguments, "_load_dit", lambda _: (model, vae()))
+    brought = model and PretrainedDiT(model, vae(), None, label_names(None, model.config.num_embeds_ada_norm))
+    monkeypatch.setattr(arguments, "_load_dit", lambda _: brought)
     monkeypatch.setattr(diffusion_task, "cache_latents", None)
     args = Namespace(
         **{"task": "diffusion", "random_flip": False, "patch_size": patch_size, "output_dir": tmp_path},
+        label_map=None,
         **{
             "base_classes": NAMES[:2],
             "novel_classes": NAMES[2:],
@@ -105,6 +119,6 @@ def test_what_does_not_fit_is_found_before_images_are_encoded(
         },
     )
     if load == "load_class_tasks" and model is not None and model.config.num_embeds_ada_norm == 2:
-        args.base_classes, args.novel_classes, message = ["cat"], ["ant"], "numbers up to 2 in the data, but the model"
+        args.base_classes, args.novel_classes, message = ["cat"], ["ant"], "are no labels of the model: cat. The data"
     with pytest.raises(ValueError, match=message):
         getattr(arguments, load)(args, Accelerator(cpu=True))
