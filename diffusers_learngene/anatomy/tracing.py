@@ -31,7 +31,7 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_RUNS = 40  # of one forward, until it counts as one that cannot be followed
+_RUNS = (4, 40)  # of one forward with the same inputs: mostly it is others that it wants
 _FACTS: dict[str, Any] = {
     "dtype": torch.float32,
     "device": torch.device("cpu"),
@@ -83,18 +83,19 @@ def trace(block: nn.Module) -> Trace:
         TracingError: the forward cannot be followed.
     """
     error: Exception | None = None
-    for given in _inputs(block):
-        answers: list[tuple[int, ...]] = []
-        for _ in range(_RUNS):
-            recorder = _Recorder(answers)
-            try:
-                outputs = recorder.run(block, given)
-                return Trace(outputs, frozenset(recorder.read_outside))
-            except Exception as raised:  # of whatever kind: it is the block's own code
-                error = error or raised
-            answers = _next_way(recorder.answers)
-            if not answers:
-                break
+    recorder = _Recorder(block)
+    for runs in _RUNS:
+        for given in _inputs(block):
+            answers: list[tuple[int, ...]] = []
+            for _ in range(runs):
+                try:
+                    outputs = recorder.run(given, answers)
+                    return Trace(outputs, frozenset(recorder.read_outside))
+                except Exception as raised:  # of whatever kind: it is the block's own code
+                    error = error or raised
+                answers = _next_way(recorder.answers)
+                if not answers:
+                    break
     raise TracingError(f"its forward cannot be followed ({error!r})") from error
 
 
@@ -130,25 +131,33 @@ def _next_way(answers: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 class _Recorder(TorchFunctionMode):
-    """Answers torch functions with `Traced` values; `answers` are those to the first questions, and what is left."""
+    """Runs a copy of a block on `Traced` values, with which it answers torch functions."""
 
-    def __init__(self, answers: list[tuple[int, ...]]) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
+        tensors = dict([*block.named_parameters(), *block.named_buffers()])
+        self._leaves = {name: Traced(self, Node("tensor", name=name)) for name in tensors}
+        copied = copy.deepcopy(block, {id(tensor): self._leaves[name] for name, tensor in tensors.items()})
+        self._block = copied.eval()
+        for path, module in self._block.named_modules():
+            module.forward = self._noticed(path, module.forward)
+
+    def run(self, given: dict[str, Any], answers: list[tuple[int, ...]]) -> list[Node]:
+        """The outputs of the block for these inputs (`_inputs`).
+
+        Args:
+            answers: to the first questions, each with the alternatives that are left; grows by those that are asked.
+        """
         self.answers, self._asked = answers, 0
         self.read_outside: set[str] = set()
         self._running: list[str] = []  # the modules whose forward runs, innermost last
-
-    def run(self, block: nn.Module, given: dict[str, Any]) -> list[Node]:
-        """The outputs of a block that is given these inputs (`_inputs`)."""
-        tensors = [*block.named_parameters(), *block.named_buffers()]
-        block = copy.deepcopy(block, {id(t): Traced(self, Node("tensor", name=name)) for name, t in tensors}).eval()
+        for name, leaf in self._leaves.items():
+            leaf.node = Node("tensor", name=name)
         arguments = {
             name: Traced(self, Node("input", name=name)) if value is True else value for name, value in given.items()
         }
-        for path, module in block.named_modules():
-            module.forward = self._noticed(path, module.forward)
         with torch.no_grad(), self:
-            return list(nodes_in(_described(block.forward(**arguments))))
+            return list(nodes_in(_described(self._block.forward(**arguments))))
 
     def _noticed(self, path: str, forward: Callable) -> Callable:
         @functools.wraps(forward)

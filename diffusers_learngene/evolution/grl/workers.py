@@ -55,8 +55,8 @@ def _end_with_the_parent() -> None:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """How workers are started. Not by fork: torch has threads by now. Where there is such a thing, by a server that has
-    imported what a life needs and has none, so that this takes seconds once and not for every worker."""
+    """How workers are started: not by fork, as torch has threads by now, but by a server that has imported what a life
+    needs and has none, where there is such a thing. That takes seconds once, and not for every worker."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
