@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes on the CPU, started as the README says, against one with twice the accumulation."""
+"""Two processes on the CPU against one with twice the accumulation."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ from torch import nn
 
 from diffusers_learngene.runs.loop import TrainingOptions, train
 from diffusers_learngene.runs.tracking import create_accelerator
+from forks import together
 
 
 class Elastic(nn.Module):
@@ -55,7 +52,7 @@ def run(accelerator, output_dir, steps=6, **options):
 
 
 def two_processes(folder):
-    """What torchrun runs: all steps, and then again with the second half resumed."""
+    """What each of them runs: all steps, and then again with the second half resumed."""
     accelerator = create_accelerator("test", output_dir=folder)
     assert accelerator.num_processes == 2
     results = {"whole": run(accelerator, folder / "whole")}
@@ -71,20 +68,8 @@ def two_processes(folder):
     accelerator.end_training()
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    file, root = Path(__file__), Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(root)]),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(file), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(two_processes, tmp_path)
 
     weights = {name: load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "resumed")}
     assert all(torch.equal(weights["whole"][key], weights["resumed"][key]) for key in weights["whole"])
@@ -104,7 +89,3 @@ def test_two_processes_train_as_one(tmp_path):
         tmp_path / "whole",
         resume_from_checkpoint="checkpoint-3",
     )
-
-
-if __name__ == "__main__":
-    two_processes(Path(sys.argv[1]))

@@ -1,36 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by two processes (`test_distributed.py`): DDP and FSDP2 against the same step in one process, on CPU.
-
-    python tests/tuners/distributed.py RANK INIT_FILE
-
-Each check prints "name ok" or "name" and what went wrong.
-"""
+"""Run by two processes (`test_distributed.py`): DDP and FSDP2 against the same step in one process, on CPU."""
 
 import itertools
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
+import torch
+import torch.distributed as dist
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from peft import get_peft_model  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.distributed.fsdp import fully_shard  # noqa: E402
-from torch.distributed.tensor import DTensor  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-
-from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig, class_gate  # noqa: E402
-from diffusers_learngene.anatomy.blocks import find_stacks  # noqa: E402
-from diffusers_learngene.tuners.base_layer import LearngeneLayer  # noqa: E402
-from diffusers_learngene.tuners.base_model import shared_groups  # noqa: E402
-from diffusers_learngene.tuners.kind import KINDLayer  # noqa: E402
-from models import MODELS, Tiny, output_of  # noqa: E402
+from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig, class_gate
+from diffusers_learngene.anatomy.blocks import find_stacks
+from diffusers_learngene.tuners.base_layer import LearngeneLayer
+from diffusers_learngene.tuners.base_model import shared_groups
+from diffusers_learngene.tuners.kind import KINDLayer
+from models import MODELS, Tiny, output_of
 
 
 WORLD = 2
@@ -101,21 +91,20 @@ def check(name: str, method: str, mode: str, kind: str, rank: int) -> None:
         torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def main(rank: int, init_file: str) -> None:
+def check_all() -> dict[str, str]:
+    """By the name of every check, "ok" or what went wrong."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo")
+    outcomes = {}
     for kind in ("ddp", "checkpointed", "fsdp2"):
         for name in ("dit",) if kind == "checkpointed" else ("mlp", "dit"):
             for method, mode in itertools.product(METHODS, ("add", "generate")):
                 try:
-                    check(name, method, mode, kind, rank)
+                    check(name, method, mode, kind, dist.get_rank())
                     outcome = "ok"
                 except Exception:
                     outcome = traceback.format_exc()
-                print(f"{kind}-{name}-{method}-{mode} {outcome}", flush=True)
+                outcomes[f"{kind}-{name}-{method}-{mode}"] = outcome
                 dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    return outcomes

@@ -2,11 +2,7 @@
 """Generations: seeded, resumed bit for bit, and the same whoever computes them."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from diffusers_learngene.evolution.gtl.networks import NetworkConfig
 from diffusers_learngene.evolution.gtl.options import EvolutionOptions
 from diffusers_learngene.evolution.gtl.population import Life
 from diffusers_learngene.evolution.gtl.tasks import ClassImages
+from forks import together
 
 
 TINY = NetworkConfig("vgg", (4, 6), (1, 2), image_channels=1)
@@ -133,31 +130,18 @@ def test_a_population_that_does_not_divide():
 
 
 def two_processes(folder):
-    """What torchrun runs."""
+    """What each of them runs."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     evolved = evolution(accelerator)
     evolved.run(str(folder / "checkpoints"))
-    (folder / f"{accelerator.process_index}.json").write_text(outcome(evolved))
     accelerator.end_training()
+    return outcome(evolved)
 
 
 @pytest.mark.slow
 def test_two_processes_evolve_as_one(tmp_path):
-    root = Path(__file__).parents[3]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(root)]),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, __file__, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = together(two_processes, tmp_path)
     alone = evolution()
     alone.run(str(tmp_path / "alone"))
-    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text() == outcome(alone)
-
-
-if __name__ == "__main__":
-    two_processes(Path(sys.argv[1]))
+    assert one == other == outcome(alone)
