@@ -172,10 +172,11 @@ def target_groups(anatomy: Anatomy, config: LearngeneConfig) -> list[blocks.Grou
     """
     if config.layers_to_transform is not None:
         raise ValueError(f"layers_to_transform={config.layers_to_transform}: a learngene is made of all layers.")
-    if config.bias != "none" or config.modules_to_save:
+    fields = {"bias": "none", "modules_to_save": None, "tensors_to_save": None, "freeze_bank": False}
+    if given := [f"{name}={getattr(config, name)!r}" for name, no in fields.items() if getattr(config, name) != no]:
         raise ValueError(
-            f"bias={config.bias!r}, modules_to_save={config.modules_to_save}: a learngene keeps whatever is not "
-            "factored, biases included, and its descendants train the biases: leave both out."
+            f"{', '.join(given)}: a learngene keeps whatever is not factored, biases included, and its descendants "
+            "train the biases: leave it out."
         )
     matrices = anatomy.shareable
     targets = config.target_modules

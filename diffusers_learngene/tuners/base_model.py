@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
     check_target_module_exists,
@@ -29,6 +28,7 @@ from .base_config import LearngeneConfig
 from .base_layer import LearngeneLayer
 from .base_sharing import Bank, Scaler, share_key
 from .names import check_adapter_name
+from .own_tensors import OwnTensorsTuner
 from .weighted import WeightedSum
 
 
@@ -82,7 +82,7 @@ class _Plan:
     scalers: dict[str, Scaler] = field(default_factory=dict)
 
 
-class LearngeneModel(BaseTuner):
+class LearngeneModel(OwnTensorsTuner):
     """Base of the tuners; a method sets the class attributes and says what its banks and scalers are."""
 
     linear_cls: type[LearngeneLayer]
@@ -188,6 +188,9 @@ class LearngeneModel(BaseTuner):
             self._plan = _Plan({}, set())
             self._named_in_file = None
             del self._anatomy  # of the model as it was
+        # PEFT has left all tensors of the model as they were if it had adapters before.
+        if adapter_name in self.active_adapters and not self.peft_config[adapter_name].inference_mode:
+            self.train_own_tensors([adapter_name], True)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         names = self._targeted(peft_config, model)
@@ -200,6 +203,7 @@ class LearngeneModel(BaseTuner):
             for name, module in modules.items():
                 check_droppable(name, module, get_quantization_kwargs(self))
             zeros = {name for name, module in modules.items() if is_zero(module)}
+        self.check_own_tensors(peft_config, model, names)
         places = [(group, *place) for group in groups for place in zip(group.matrices, group.offsets, strict=True)]
         self._plan = _Plan({matrix.name: (group, matrix, offset) for group, matrix, offset in places}, zeros)
 

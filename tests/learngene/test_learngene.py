@@ -484,6 +484,8 @@ def test_models_that_are_refused(change, message):
         ({"layers_to_transform": [0, 1]}, "a learngene is made of all layers"),
         ({"bias": "all"}, "a learngene keeps whatever is not factored"),
         ({"modules_to_save": ["proj_out_2"]}, "a learngene keeps whatever is not factored"),
+        ({"tensors_to_save": ["proj_out_2.bias"]}, "a learngene keeps whatever is not factored"),
+        ({"freeze_bank": True}, "freeze_bank=True: a learngene keeps whatever is not factored"),
         ({"template_pattern": {"ff": [1, 2, 2]}}, r"template_pattern names the groups \['ff'\], but this model has"),
     ],
 )

@@ -44,8 +44,8 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         (`bias`, `modules_to_save`).
 
     Raises:
-        ValueError: the model has no such adapter, it is not a FINE adapter that is added to weights, or a convolution
-            pads with something else than zeros, as no LoRA does.
+        ValueError: the model has no such adapter, it is not a FINE adapter that is added to weights, it trained
+            `tensors_to_save`, or a convolution pads with something else than zeros, as no LoRA does.
     """
     config = adapter_config(model, adapter_name)
     if not isinstance(config, FINEConfig):
@@ -57,6 +57,11 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         raise ValueError(
             f'Adapter {adapter_name!r} has mode="{config.mode}": it replaces weights, and a LoRA is added to them. '
             "merge_and_unload() makes a plain model of it."
+        )
+    if config.tensors_to_save:
+        raise ValueError(
+            f"Adapter {adapter_name!r} has trained tensors_to_save={config.tensors_to_save}, which a LoRA has no "
+            "place for: merge_and_unload() makes a plain model of it."
         )
     layers = adapted_layers(model, adapter_name)
     state = {
