@@ -8,7 +8,7 @@ tuner object keeps no tensors: diffusers and transformers throw it away after th
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..anatomy.blocks import Group, Matrix, matrix_shape, unwrap
 from .base_config import LearngeneConfig
 from .base_layer import LearngeneLayer
 from .base_sharing import Bank, Scaler, share_key
+from .mixed_batch import adapters_by_sample
 from .names import check_adapter_name
 from .own_tensors import OwnTensorsTuner
 from .weighted import WeightedSum
@@ -273,13 +274,11 @@ class LearngeneModel(OwnTensorsTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Around a PeftModel's forward, whose arguments these are."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                f"adapter_names={kwargs['adapter_names']!r}: layers of {type(self).__name__} have one set of active "
-                "adapters for a whole batch: use set_adapter, and a batch for each."
-            )
-        yield
+        """Around a PeftModel's forward or generate, whose arguments these are."""
+        names = kwargs.get("adapter_names")
+        beams = kwargs.get("num_beams")
+        with nullcontext() if names is None else adapters_by_sample(self.model, names, beams or 1):
+            yield
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
         """Add the weighted sum of adapters, exactly, as a new adapter, which is not active yet.

@@ -108,6 +108,23 @@ class Gate:
             self._units[table] = self._look_up(table)
         return self._units[table]
 
+    def of_rows(self, rows: list[int], size: int) -> "Gate":
+        """The classes of these rows, in ascending order, of a batch of `size` samples."""
+        if isinstance(self.classes, int):
+            return self
+        self.check_size(self.nulls + len(self.classes), size)
+        own = [row - self.nulls for row in rows if row >= self.nulls]
+        return Gate(self.classes[own], nulls=len(rows) - len(own), explicit=self.explicit)
+
+    @staticmethod
+    def check_size(rows: int, size: int) -> None:
+        """Raise a ValueError unless there is a class for each sample of a batch."""
+        if rows != size:
+            raise ValueError(
+                f"The class gate has {rows} rows, but this layer's batch has {size} samples: give a class for each "
+                "(see num_images_per_prompt and guidance of class_gate)."
+            )
+
     def project(self, x: Tensor, bank: nn.Module, v: Tensor, users: int) -> Tensor:
         """x V (..., r), once for all layers of a bank: q, k and v read the same x, one after the other.
 
@@ -152,6 +169,16 @@ class GateState:
                         _checkpoint, self, gate, function
                     )
 
+    @contextmanager
+    def pushed(self, gate: Gate) -> Iterator[None]:
+        """Only for what is run now, without binding anything that runs later."""
+        before = self.stack
+        self.stack = (*before, gate)
+        try:
+            yield
+        finally:
+            self.stack = before
+
     def pop(self) -> None:
         for module, function in self.stack[-1].bound:
             module._gradient_checkpointing_func = function  # type: ignore[assignment]
@@ -163,12 +190,8 @@ def _checkpoint(state: GateState, gate: Gate, function: Callable, block: Callabl
 
 
 def _run(state: GateState, gate: Gate, block: Callable, *args: Any, **kwargs: Any) -> Any:
-    before = state.stack
-    state.stack = (*before, gate)
-    try:
+    with state.pushed(gate):
         return block(*args, **kwargs)
-    finally:
-        state.stack = before
 
 
 # Hooks. Module-level functions, which survive deepcopy and pickle.
