@@ -119,11 +119,16 @@ def check_unwrapped(model: nn.Module) -> None:
 
 
 def check_ancestry(anatomy: Anatomy) -> None:
-    """Raise a ValueError if a model is quantised, or holds NaN or infinity.
+    """Raise a ValueError if a model is quantised, holds NaN or infinity, or has fused projections.
 
     Warn of a DiT with other timestep frequencies than its config makes (`dit.set_frequency_shift_`).
     """
     model = anatomy.model
+    if fused := [name for name, module in model.named_modules() if getattr(module, "fused_projections", False)]:
+        raise ValueError(
+            f"the projections of {fused[0]} are fused, as no config says: call unfuse_qkv_projections(), or load the "
+            "model again where that leaves the fused ones behind (as in SD3, PixArt and U-Nets)."
+        )
     for name, tensor in anatomy.tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")

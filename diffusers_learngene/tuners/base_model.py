@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
@@ -65,6 +66,26 @@ def check_droppable(name: str, module: nn.Module, quantization: dict[str, Any]) 
         reason = "it is quantised: load the model without quantisation, of which nothing would be left anyway"
     if reason:
         raise ValueError(f'mode="generate" cannot replace the weight of {name}, because {reason}.')
+
+
+def check_read(model: nn.Module, name: str) -> None:
+    """Raise a ValueError if diffusers reads another weight than this layer's, because projections are fused, or were.
+
+    It keeps q, k and v beside the one matrix of all; its older classes go on keeping that after they are unfused.
+    """
+    path, _, role = name.rpartition(".")
+    parent: Any = model.get_submodule(path)
+    if not getattr(parent, "fused_projections", False):
+        return
+    fused = not isinstance(parent, Attention) or type(parent.processor).__name__.startswith("Fused")
+    parts = {"to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"} | (
+        set() if hasattr(parent, "to_kv") else {"to_q"}
+    )
+    if role in (parts if fused else {"to_qkv", "to_kv", "to_added_qkv"}):
+        raise ValueError(
+            f"Target module {name} is not read, because the projections of {path} {'are' if fused else 'were'} fused: "
+            "call unfuse_qkv_projections(), load the model again, or leave it out of target_modules."
+        )
 
 
 def is_zero(module: nn.Module) -> bool:
@@ -154,6 +175,7 @@ class LearngeneModel(OwnTensorsTuner):
                         "following modules are supported: torch.nn.Linear (quantised or not), torch.nn.Conv2d with "
                         "1x1 kernels and groups=1, transformers.pytorch_utils.Conv1D."
                     )
+                check_read(model, name)
                 names.append(name)
         return names
 

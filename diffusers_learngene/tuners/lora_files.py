@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.loaders import lora_pipeline
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -36,10 +36,9 @@ def place_of(component: str, pipeline: DiffusionPipeline | type | None = None) -
         ValueError: the loader of the pipeline, or any of diffusers', knows no such component.
     """
     if pipeline is None:
-        loaders = [
-            cls for cls in vars(lora_pipeline).values() if isinstance(cls, type) and issubclass(cls, LoraBaseMixin)
-        ]
-        known, whose = sorted({name for cls in loaders for name in cls._lora_loadable_modules}), "diffusers' pipelines"
+        loaders = [value for value in vars(lora_pipeline).values() if isinstance(value, type)]
+        known = sorted({name for cls in loaders for name in getattr(cls, "_lora_loadable_modules", ())})
+        whose = "diffusers' pipelines"
     else:
         cls = pipeline if isinstance(pipeline, type) else type(pipeline)
         known, whose = list(getattr(cls, "_lora_loadable_modules", [])), cls.__name__

@@ -541,6 +541,22 @@ def test_sizes_that_do_not_work_out(name, overrides, message):
         learngene(name).descend(**overrides)
 
 
+@pytest.mark.parametrize("name", ["sd3", "pixart", "flux"])
+def test_fused_projections(name):
+    """They are in no config, and beside the tensors that they are made of; also once they are unfused, in some."""
+    model = ancestry(name).model
+    model.fuse_qkv_projections()
+    refused = r"the projections of .*attn.* are fused.*call unfuse_qkv_projections\(\), or load the model again"
+    with pytest.raises(ValueError, match=refused):
+        Learngene.condense(model)
+    model.unfuse_qkv_projections()
+    if name == "flux":
+        close(run(Learngene.condense(model, lossless(model)).descend(), ancestry(name).inputs), ancestry(name)())
+        return
+    with pytest.raises(ValueError, match=refused):
+        Learngene.condense(model)
+
+
 def test_no_class_of_its_own():
     class DiT(DiTTransformer2DModel):
         pass
