@@ -16,8 +16,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from .hub.files import write_tensors
 from .integrations import learngene_config_class
 from .tuners.base_config import LearngeneConfig
+from .tuners.lora_files import read_config
 from .tuners.peft_types import LearngenePeftType
 from .tuners.scalers import PREFIX, check_tensors
 from .tuners.weighted import WeightedSum
@@ -109,7 +111,8 @@ def load_adapter(
 
     Args:
         model: any model of the kind that the adapter was made for; it keeps its class.
-        source: a folder, or a repository on the Hub.
+        source: a folder, or a repository on the Hub; also one that diffusers' `save_lora_adapter` wrote, which
+            diffusers itself reads of LoRAs alone.
         adapter_name: a name that the model does not have yet; not necessarily the one it was saved under.
         trainable: whether to go on training it.
         subfolder: folder inside `source`.
@@ -123,14 +126,8 @@ def load_adapter(
         ValueError: the config or the tensors are not those of an adapter for this model. The message names the key,
             and the model is as it was.
     """
-    config = _read_config(_find(source, CONFIG_NAME, subfolder, revision, token))
+    config, path, tensors = _read(source, subfolder, revision, token)
     config.inference_mode = not trainable
-    path = _find(source, SAFETENSORS_WEIGHTS_NAME, subfolder, revision, token)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-
     skeleton = _inject(_skeleton(model), copy.deepcopy(config), adapter_name, low_cpu_mem_usage=True)
     check_tensors(path, tensors, _state_dict(skeleton, adapter_name))
     _inject(model, config, adapter_name, low_cpu_mem_usage=True)
@@ -179,31 +176,57 @@ def _skeleton(model: Model) -> Model:
     return copy.deepcopy(model, memo)
 
 
+def _read(
+    source: str | os.PathLike, subfolder: str | None, revision: str | None, token: str | bool | None
+) -> tuple[LearngeneConfig, str, dict[str, Tensor]]:
+    """Config of an adapter, the file of its tensors, and these."""
+    where = (subfolder, revision, token)
+    described = _find(source, CONFIG_NAME, *where)
+    path = _find(source, SAFETENSORS_WEIGHTS_NAME if described else LORA_WEIGHT_NAME_SAFE, *where)
+    if path is None and described is None:
+        raise ValueError(f"There is no {CONFIG_NAME} in {os.path.join(source, subfolder or '')}.")
+    if path is None:
+        raise ValueError(
+            f"There is no {SAFETENSORS_WEIGHTS_NAME} in {source}. Pickled weights (.bin, .pt) are never read: convert "
+            "them to safetensors."
+        )
+    values = _json(described) if described else read_config(path)
+    if not described and any("." in key for key in values):
+        raise ValueError(
+            f"{path} holds the LoRAs of a pipeline's components: load it with the pipeline's load_lora_weights. "
+            "(Adapters of other methods are saved by save_adapter, or by save_lora_adapter of the model.)"
+        )
+    config = _config_of(values, described or path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    # diffusers leaves the prefix out.
+    prefix = "" if described else PREFIX
+    return config, path, {prefix + name: tensor for name, tensor in tensors.items()}
+
+
 def _find(
     source: str | os.PathLike, name: str, subfolder: str | None, revision: str | None, token: str | bool | None
-) -> str:
+) -> str | None:
+    """Path of a file of a folder or a repository, if it is there."""
     if os.path.isdir(source):
         path = os.path.join(source, subfolder or "", name)
-        if not os.path.isfile(path):
-            raise ValueError(_absent(name, os.path.dirname(path)))
-        return path
+        return path if os.path.isfile(path) else None
     try:
         return hf_hub_download(str(source), name, subfolder=subfolder, revision=revision, token=token)
-    except EntryNotFoundError as error:
-        raise ValueError(_absent(name, str(source))) from error
+    except EntryNotFoundError:
+        return None
 
 
-def _absent(name: str, source: str) -> str:
-    if name == CONFIG_NAME:
-        return f"There is no {name} in {source}."
-    return f"There is no {name} in {source}. Pickled weights (.bin, .pt) are never read: convert them to safetensors."
-
-
-def _read_config(path: str) -> LearngeneConfig:
+def _json(path: str) -> Any:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _config_of(values: Any, path: str) -> LearngeneConfig:
     if not isinstance(values, dict) or not isinstance(values.get("peft_type"), str):
         raise ValueError(f"{path} is not the config of an adapter: it has no peft_type.")
     config_cls = learngene_config_class(values["peft_type"])

@@ -30,6 +30,7 @@ from torch.nn.utils import parametrize
 
 __all__ = [
     "DIT_SIZES",
+    "LABEL_ROWS",
     "create_dit",
     "disable_label_dropout_",
     "drop_labels",
@@ -41,6 +42,8 @@ __all__ = [
     "tie_dit_embedders_",
     "train_label_rows_",
 ]
+
+LABEL_ROWS = "parametrizations.weight.0.rows"  # of a table: the parameter that `train_label_rows_` makes
 
 Model = TypeVar("Model", bound=nn.Module)
 LabelInit = Literal["null", "mean"]
@@ -246,8 +249,7 @@ class _TrainedRows(nn.Module):
 def train_label_rows_(model: Model, start: int, count: int) -> Model:
     """Train only these label rows from now on, in place; no optimiser touches the others, weight decay included.
 
-    Their parameter is `parametrizations.weight.0.rows` of the table. (Masked gradients would not do: weight decay
-    moves what they mask.)
+    Their parameter is `LABEL_ROWS` of the table. (Masked gradients would not do: weight decay moves what they mask.)
     """
     table = label_table(model)
     if table is not None:

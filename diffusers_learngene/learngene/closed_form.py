@@ -119,11 +119,16 @@ def check_unwrapped(model: nn.Module) -> None:
 
 
 def check_ancestry(anatomy: Anatomy) -> None:
-    """Raise a ValueError if a model is quantised, or holds NaN or infinity.
+    """Raise a ValueError if a model is quantised, holds NaN or infinity, or has fused projections.
 
     Warn of a DiT with other timestep frequencies than its config makes (`dit.set_frequency_shift_`).
     """
     model = anatomy.model
+    if fused := [name for name, module in model.named_modules() if getattr(module, "fused_projections", False)]:
+        raise ValueError(
+            f"the projections of {fused[0]} are fused, as no config says: call unfuse_qkv_projections(), or load the "
+            "model again where that leaves the fused ones behind (as in SD3, PixArt and U-Nets)."
+        )
     for name, tensor in anatomy.tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"{name} of the model is quantised, or holds NaN or infinity ({tensor.dtype}).")
@@ -172,10 +177,11 @@ def target_groups(anatomy: Anatomy, config: LearngeneConfig) -> list[blocks.Grou
     """
     if config.layers_to_transform is not None:
         raise ValueError(f"layers_to_transform={config.layers_to_transform}: a learngene is made of all layers.")
-    if config.bias != "none" or config.modules_to_save:
+    fields = {"bias": "none", "modules_to_save": None, "tensors_to_save": None, "freeze_bank": False}
+    if given := [f"{name}={getattr(config, name)!r}" for name, no in fields.items() if getattr(config, name) != no]:
         raise ValueError(
-            f"bias={config.bias!r}, modules_to_save={config.modules_to_save}: a learngene keeps whatever is not "
-            "factored, biases included, and its descendants train the biases: leave both out."
+            f"{', '.join(given)}: a learngene keeps whatever is not factored, biases included, and its descendants "
+            "train the biases: leave it out."
         )
     matrices = anatomy.shareable
     targets = config.target_modules

@@ -12,10 +12,11 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy, handed_on
-from ..anatomy.dit import train_label_rows_
+from ..anatomy.dit import LABEL_ROWS, train_label_rows_
 from ..tuners.base_config import LearngeneConfig, Mode
 from ..tuners.base_model import shared_groups
 from ..tuners.kind.classes import ClassTailors, Sizes
+from ..tuners.own_tensors import with_stars
 from ..tuners.scalers import adapted_layers, adapter_config
 from .artefact import ArtefactConfig
 from .layout import Layout
@@ -36,6 +37,7 @@ def generated_model(
     """A PeftModel with these tensors; nothing dense is ever allocated for the factored matrices (mode="generate").
 
     Scalers, and biases and norms of the blocks, are trainable; where layers have banks of their own, everything is.
+    The adapter's config says so, so that its file holds all of it.
 
     Args:
         anatomy: of the base model, which is empty (`ArtefactConfig.skeleton`) and is filled in place.
@@ -45,26 +47,22 @@ def generated_model(
     method: Method = description.factors
     model: Any = anatomy.model
     mode: Mode = "add" if origin else "generate"
-    adapter = _adapter(description, anatomy, layout, description.bank_sizes, mode, description.class_tailors)
+    sizes, tailors, trained = description.bank_sizes, description.class_tailors, _trained(anatomy, layout, method)
+    adapter = _adapter(description, anatomy, layout, sizes, mode, tailors, trained, freeze_bank=not method.per_layer)
     with handed_on(anatomy):
         peft_model = get_peft_model(model, adapter, adapter_name=ADAPTER, low_cpu_mem_usage=True)
 
     stored = {**tensors, **{f"{name}.{key}": tensor for key, own in bank.items() for name, tensor in own.items()}}
     state: dict[str, Tensor] = {}
-    trainable = set()
     for name, (key, index) in _places(model, layout, method, ADAPTER).items():
         value = stored[key] if index is None else stored[key][index]
         state[name] = value.detach().clone()
-        if method.per_layer or key.startswith("scalers.") or (value.ndim == 1 and key.startswith("layers.")):
-            trainable.add(name)
     if origin:
         names = [name for entry in layout.entries.values() if entry.group for name in entry.names.values()]
         state |= {f"{name.removesuffix('.weight')}.base_layer.weight": origin[name].clone() for name in names}
     model.load_state_dict(state, strict=False, assign=True)
     if hasattr(model, "tie_weights"):
         model.tie_weights()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
     return peft_model
 
 
@@ -81,20 +79,46 @@ def add_classes_(
         seed: of u and v.
     """
     model = peft_model.get_base_model()
-    anatomy = Anatomy.of(model)
     sizes = {key: size for key, size in sizes.items() if sum(size)}
     old: ClassTailors = [None if units is None else [] for units in (description.class_tailors or ())[:-count]]
-    adapter = _adapter(description, anatomy, layout, sizes, "add", [*old, *([unit] for unit in range(count))])
+    # What the learngene knows stays as it is, whatever is activated when, and needs no file of its own.
+    adapter_config(model, ADAPTER).tensors_to_save = None
+    for layer in adapted_layers(model, ADAPTER).values():
+        layer.frozen_peft_weight_names[ADAPTER] = layer.adapter_layer_names
+    model.requires_grad_(False)
+    train_label_rows_(model, len(old), count)
+    anatomy, names = Anatomy.of(model), list(model.state_dict(keep_vars=True))
+    tailors: ClassTailors = [*old, *([unit] for unit in range(count))]
+    rows = with_stars([name for name in names if name.endswith(LABEL_ROWS)], names)
     with handed_on(anatomy), torch.random.fork_rng():
         torch.manual_seed(seed)
-        peft_model.add_adapter(NOVEL, adapter)
-    for layer in adapted_layers(model, ADAPTER).values():  # whatever is activated when
-        layer.frozen_peft_weight_names[ADAPTER] = layer.adapter_layer_names
-    peft_model.base_model.set_adapter([ADAPTER, NOVEL])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(f".{NOVEL}." in name)
-    train_label_rows_(model, len(old), count)
+        peft_model.add_adapter(NOVEL, _adapter(description, anatomy, layout, sizes, "add", tailors, rows))
+    # The new one first: who asks for *the* active adapter, as HF's Trainer does, means the one that trains.
+    peft_model.base_model.set_adapter([NOVEL, ADAPTER])
     return peft_model
+
+
+def _trained(anatomy: Anatomy, layout: Layout, method: Method) -> list[str]:
+    """Patterns of what a descendant trains beside its bank and scalers: vectors of the blocks, or the whole model.
+
+    By every name that a tensor has, because the model that a file is loaded into may not have tied what is tied here;
+    and the statistics of batch norms, which training moves wherever they are.
+    """
+    names = {
+        name
+        for key, entry in layout.entries.items()
+        if not entry.group and (method.per_layer or (key.startswith("layers.") and len(entry.shape) == 1))
+        for name in entry.names.values()
+    }
+    tensors = anatomy.model.state_dict(keep_vars=True)
+    trained = {id(tensors[name]) for name in names if isinstance(tensors[name], nn.Parameter)}
+    statistics = {
+        f"{path}.{name}"
+        for path, module in anatomy.model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    return with_stars({n for n, tensor in tensors.items() if id(tensor) in trained or n in statistics}, tensors)
 
 
 def gathered(model: nn.Module, layout: Layout, method: Method, adapter_name: str = ADAPTER) -> dict[str, Tensor]:
@@ -163,6 +187,8 @@ def _adapter(
     sizes: Sizes,
     mode: Mode,
     class_tailors: ClassTailors | None,
+    tensors_to_save: list[str],
+    freeze_bank: bool = False,
 ) -> LearngeneConfig:
     """Config of the adapter that makes the matrices of these groups."""
     by_group = {key: list(size) for key, size in sizes.items()}
@@ -170,5 +196,6 @@ def _adapter(
     fused = any("+" in key for key in description.bank_sizes)
     # A group's key counts variants of a role among the targets, which are the matrices of all layers in a learngene.
     pattern = {g.key: by_group[group_of[g.matrices[0].name]] for g in anatomy.groups_of(group_of, fused)}
-    fields = {"mode": mode, "target_modules": list(group_of), "share_qkv": fused}
+    fields: dict[str, Any] = {"mode": mode, "target_modules": list(group_of), "share_qkv": fused}
+    fields |= {"tensors_to_save": tensors_to_save or None, "freeze_bank": freeze_bank}
     return description.factors.config(pattern, class_tailors, **fields)

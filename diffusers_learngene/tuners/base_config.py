@@ -33,11 +33,14 @@ class LearngeneConfig(PeftConfig):
             Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
         exclude_modules: layers to leave out: names or endings of names, or one regular expression.
         modules_to_save: modules to train and save in full beside the adapter.
+        tensors_to_save: tensors of the model to train, in their place, and save beside the adapter, by full name, in
+            which "*" stands for any number: `["blocks.*.norm.weight"]`. (`modules_to_save` trains copies of modules.)
         layers_to_transform: numbers of the blocks to adapt. Default: all.
         layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
         mode: `"add"` adds the shared weights to the pre-trained ones; `"generate"` replaces these and frees them.
         share_qkv: whether q, k and v of one attention share, as rows of the one matrix that the papers write.
         bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
+        freeze_bank: whether to train the scalers alone, the bank staying as it is (`freeze_bank_` sets it later).
         init_weights: whether `"add"` starts as the identity. False: random, which is of use in tests.
 
     Raises:
@@ -47,11 +50,13 @@ class LearngeneConfig(PeftConfig):
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    tensors_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     mode: Mode = "add"
     share_qkv: bool = True
     bias: Bias = "none"
+    freeze_bank: bool = False
     init_weights: bool = True
 
     def __post_init__(self) -> None:
@@ -59,7 +64,8 @@ class LearngeneConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = check_names(name, getattr(self, name))
             setattr(self, name, value if value is None or isinstance(value, str) else set(value))
-        self.modules_to_save = check_names("modules_to_save", self.modules_to_save, pattern=False)
+        for name in ("modules_to_save", "tensors_to_save"):
+            setattr(self, name, check_names(name, getattr(self, name), pattern=False))
         self.layers_pattern = check_names("layers_pattern", self.layers_pattern)
         if self.layers_to_transform is not None:
             layers = self.layers_to_transform
@@ -68,7 +74,7 @@ class LearngeneConfig(PeftConfig):
             self.layers_to_transform = list(layers) if isinstance(layers, list | tuple) else layers
         check_choice("mode", self.mode, get_args(Mode))
         check_choice("bias", self.bias, get_args(Bias))
-        for name in ("share_qkv", "init_weights", "inference_mode"):
+        for name in ("share_qkv", "freeze_bank", "init_weights", "inference_mode"):
             check_choice(name, getattr(self, name), (True, False))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern says what layers_to_transform counts: give layers_to_transform as well.")

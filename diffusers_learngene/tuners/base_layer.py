@@ -8,6 +8,7 @@ Either is computed with f(...) built, or factored, whichever takes less arithmet
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -148,15 +149,25 @@ class LearngeneLayer(SharingLayer):
 
     # Forward
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As the base layer; the result has the base layer's dtype."""
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """As the base layer; the result has the base layer's dtype.
+
+        Args:
+            adapter_names: of a batch in which every sample, along axis 0, has an adapter of its own, or "__base__".
+        """
         if self.disable_adapters:
             self.check_has_weight([])
             if self.merged:
                 self.unmerge()
-        if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
-        active = self._active()
+        if adapter_names is not None:
+            return self._forward_by_sample(x, adapter_names, *args, **kwargs)
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        return self._forward(x, self._active(), *args, **kwargs)
+
+    def _forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """With these adapters of the layer on."""
         self.check_has_weight(active)
         if self._weight_dropped:
             active.sort(key=lambda name: self.modes[name] != "generate")
@@ -169,6 +180,29 @@ class LearngeneLayer(SharingLayer):
         for adapter in active:
             result = result + self._delta(adapter, x)
         return result.to(dtype)
+
+    def _forward_by_sample(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(adapter_names):
+            rows.setdefault(name, []).append(row)
+        if len(rows) == 1:
+            return self._forward(x, [name for name in rows if name in self.scaling], *args, **kwargs)
+        parts = [self._forward_rows(x, own, name, *args, **kwargs) for name, own in rows.items()]
+        order = [row for own in rows.values() for row in own]
+        return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
+
+    def _forward_rows(self, x: Tensor, rows: list[int], adapter: str, *args: Any, **kwargs: Any) -> Tensor:
+        """The samples in these rows, with this adapter if the layer has it."""
+        return self._forward(x[rows], [adapter] if adapter in self.scaling else [], *args, **kwargs)
 
     def _delta(self, adapter: str, x: Tensor) -> Tensor:
         if self._factored(adapter, x):

@@ -8,14 +8,14 @@ tuner object keeps no tensors: diffusers and transformers throw it away after th
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
     check_target_module_exists,
@@ -28,7 +28,9 @@ from ..anatomy.blocks import Group, Matrix, matrix_shape, unwrap
 from .base_config import LearngeneConfig
 from .base_layer import LearngeneLayer
 from .base_sharing import Bank, Scaler, share_key
+from .mixed_batch import adapters_by_sample
 from .names import check_adapter_name
+from .own_tensors import OwnTensorsTuner
 from .weighted import WeightedSum
 
 
@@ -66,6 +68,26 @@ def check_droppable(name: str, module: nn.Module, quantization: dict[str, Any]) 
         raise ValueError(f'mode="generate" cannot replace the weight of {name}, because {reason}.')
 
 
+def check_read(model: nn.Module, name: str) -> None:
+    """Raise a ValueError if diffusers reads another weight than this layer's, because projections are fused, or were.
+
+    It keeps q, k and v beside the one matrix of all; its older classes go on keeping that after they are unfused.
+    """
+    path, _, role = name.rpartition(".")
+    parent: Any = model.get_submodule(path)
+    if not getattr(parent, "fused_projections", False):
+        return
+    fused = not isinstance(parent, Attention) or type(parent.processor).__name__.startswith("Fused")
+    parts = {"to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"} | (
+        set() if hasattr(parent, "to_kv") else {"to_q"}
+    )
+    if role in (parts if fused else {"to_qkv", "to_kv", "to_added_qkv"}):
+        raise ValueError(
+            f"Target module {name} is not read, because the projections of {path} {'are' if fused else 'were'} fused: "
+            "call unfuse_qkv_projections(), load the model again, or leave it out of target_modules."
+        )
+
+
 def is_zero(module: nn.Module) -> bool:
     """Whether the weight of a layer is there to be read, and all zero."""
     weight = unwrap(module).weight
@@ -82,7 +104,7 @@ class _Plan:
     scalers: dict[str, Scaler] = field(default_factory=dict)
 
 
-class LearngeneModel(BaseTuner):
+class LearngeneModel(OwnTensorsTuner):
     """Base of the tuners; a method sets the class attributes and says what its banks and scalers are."""
 
     linear_cls: type[LearngeneLayer]
@@ -153,6 +175,7 @@ class LearngeneModel(BaseTuner):
                         "following modules are supported: torch.nn.Linear (quantised or not), torch.nn.Conv2d with "
                         "1x1 kernels and groups=1, transformers.pytorch_utils.Conv1D."
                     )
+                check_read(model, name)
                 names.append(name)
         return names
 
@@ -188,6 +211,9 @@ class LearngeneModel(BaseTuner):
             self._plan = _Plan({}, set())
             self._named_in_file = None
             del self._anatomy  # of the model as it was
+        # PEFT has left all tensors of the model as they were if it had adapters before.
+        if adapter_name in self.active_adapters and not self.peft_config[adapter_name].inference_mode:
+            self.train_own_tensors([adapter_name], True)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         names = self._targeted(peft_config, model)
@@ -200,6 +226,7 @@ class LearngeneModel(BaseTuner):
             for name, module in modules.items():
                 check_droppable(name, module, get_quantization_kwargs(self))
             zeros = {name for name, module in modules.items() if is_zero(module)}
+        self.check_own_tensors(peft_config, model, names)
         places = [(group, *place) for group in groups for place in zip(group.matrices, group.offsets, strict=True)]
         self._plan = _Plan({matrix.name: (group, matrix, offset) for group, matrix, offset in places}, zeros)
 
@@ -269,13 +296,11 @@ class LearngeneModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Around a PeftModel's forward, whose arguments these are."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                f"adapter_names={kwargs['adapter_names']!r}: layers of {type(self).__name__} have one set of active "
-                "adapters for a whole batch: use set_adapter, and a batch for each."
-            )
-        yield
+        """Around a PeftModel's forward or generate, whose arguments these are."""
+        names = kwargs.get("adapter_names")
+        beams = kwargs.get("num_beams")
+        with nullcontext() if names is None else adapters_by_sample(self.model, names, beams or 1):
+            yield
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
         """Add the weighted sum of adapters, exactly, as a new adapter, which is not active yet.

@@ -180,6 +180,8 @@ class SharingLayer(nn.Module, BaseTunerLayer):
         self.offsets[adapter] = offset
         self.scaling[adapter] = 1.0
         self.modes[adapter] = config.mode
+        if config.freeze_bank:
+            self.frozen_peft_weight_names[adapter] = self.adapter_layer_names[:1]
         # To the base layer's device and dtype, as in PEFT, which then raises half precision to fp32 if asked. But not
         # to 8 bits, in which diffusers stores weights and nothing can be computed.
         own = self.weight.dtype.itemsize == 1

@@ -95,12 +95,15 @@ def set_scalers_(model: Model, scalers: Mapping[str, Tensor], adapter_name: str 
 def freeze_bank_(model: Model, adapter_name: str = "default") -> Model:
     """Train only the scalers of an adapter from now on, whichever adapter is activated when; return the model.
 
+    Its config says so from now on (`freeze_bank`), so that whoever loads it goes on as it was.
+
     Raises:
         ValueError: the model has no such adapter.
     """
     for layer in adapted_layers(model, adapter_name).values():
         layer.frozen_peft_weight_names[adapter_name] = layer.adapter_layer_names[:1]
         layer._freeze_non_trainable_peft_weights(adapter_name)
+    adapter_config(model, adapter_name).freeze_bank = True
     return model
 
 
@@ -112,7 +115,9 @@ def check_tensors(source: str, found: Mapping[str, Tensor], expected: Mapping[st
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{source}: {name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}.")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        # Whole numbers are counts, as batch norms have them.
+        whole = tensor.dtype == expected[name].dtype == torch.int64
+        if not whole and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
             raise ValueError(f"{source}: {name} holds values that are no finite floating-point numbers.")
 
 

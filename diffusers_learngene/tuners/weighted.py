@@ -87,8 +87,11 @@ class WeightedSum:
             raise ValueError(f"Only adapters of one method and mode add up, but {self.adapters} are {kinds}.")
         for name, config in zip(self.adapters, configs, strict=True):
             configs[0].check_addable(config)
-            if config.bias != "none" or config.modules_to_save:
-                raise ValueError(f"Adapter {name!r} has trained bias or modules_to_save, which belong to one adapter.")
+            if config.bias != "none" or config.modules_to_save or config.tensors_to_save:
+                raise ValueError(
+                    f"Adapter {name!r} has trained bias, modules_to_save or tensors_to_save, which belong to one "
+                    "adapter."
+                )
         for name, layers in zip(self.adapters, self.layers, strict=True):
             scales: dict[int, float] = {}
             for layer in layers.values():

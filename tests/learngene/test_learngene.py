@@ -484,6 +484,8 @@ def test_models_that_are_refused(change, message):
         ({"layers_to_transform": [0, 1]}, "a learngene is made of all layers"),
         ({"bias": "all"}, "a learngene keeps whatever is not factored"),
         ({"modules_to_save": ["proj_out_2"]}, "a learngene keeps whatever is not factored"),
+        ({"tensors_to_save": ["proj_out_2.bias"]}, "a learngene keeps whatever is not factored"),
+        ({"freeze_bank": True}, "freeze_bank=True: a learngene keeps whatever is not factored"),
         ({"template_pattern": {"ff": [1, 2, 2]}}, r"template_pattern names the groups \['ff'\], but this model has"),
     ],
 )
@@ -537,6 +539,22 @@ def test_sizes_that_are_refused(overrides, message, use):
 def test_sizes_that_do_not_work_out(name, overrides, message):
     with pytest.raises(ValueError, match=message):
         learngene(name).descend(**overrides)
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart", "flux"])
+def test_fused_projections(name):
+    """They are in no config, and beside the tensors that they are made of; also once they are unfused, in some."""
+    model = ancestry(name).model
+    model.fuse_qkv_projections()
+    refused = r"the projections of .*attn.* are fused.*call unfuse_qkv_projections\(\), or load the model again"
+    with pytest.raises(ValueError, match=refused):
+        Learngene.condense(model)
+    model.unfuse_qkv_projections()
+    if name == "flux":
+        close(run(Learngene.condense(model, lossless(model)).descend(), ancestry(name).inputs), ancestry(name)())
+        return
+    with pytest.raises(ValueError, match=refused):
+        Learngene.condense(model)
 
 
 def test_no_class_of_its_own():

@@ -45,6 +45,8 @@ WRONG = [
     ({"target_modules": "a" * 5000}, "target_modules holds a string of 5000"),
     ({"exclude_modules": ["a" * 5000]}, "exclude_modules holds a string of 5000"),
     ({"modules_to_save": "head"}, "modules_to_save='head'"),
+    ({"tensors_to_save": "head.bias"}, "tensors_to_save='head.bias'"),
+    ({"freeze_bank": 1}, "freeze_bank=1"),
     ({"target_modules": "(up"}, r"target_modules='\(up' is no regular expression: missing \)"),
     ({"exclude_modules": "*up"}, r"exclude_modules='\*up' is no regular expression"),
     ({"layers_pattern": ["[a"], "layers_to_transform": 1}, r"layers_pattern='\[a' is no regular expression"),
@@ -126,6 +128,7 @@ COMMON = [
     {},
     {"target_modules": "all-linear", "layers_to_transform": [0, 2], "layers_pattern": ["blocks"]},
     {"target_modules": r".*\.up", "modules_to_save": ["head"], "bias": "learngene_only", "share_qkv": False},
+    {"tensors_to_save": ["blocks.*.norm.weight"], "freeze_bank": True},
     {"layers_to_transform": 1, "exclude_modules": "x.*", "init_weights": False, "inference_mode": True},
 ]
 RIGHT = [

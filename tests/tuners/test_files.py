@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from huggingface_hub import HfApi
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load, load_file, save_file
 
 from diffusers_learngene import FINEConfig, WAVEConfig
 from diffusers_learngene.adapters import add_adapter, load_adapter, save_adapter
@@ -128,6 +129,53 @@ def test_peft_models_have_their_own_methods(tmp_path):
     model = get_peft_model(MODELS["mlp"]().model, WAVEConfig())
     with pytest.raises(ValueError, match="methods of its own"):
         save_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana"])
+def test_what_diffusers_save_lora_adapter_writes(name, method, tmp_path):
+    """diffusers reads no adapters but LoRAs, and says so; `load_adapter` reads ours."""
+    tiny, ours, theirs = (MODELS[name]() for _ in range(3))
+    tiny.model.add_adapter(method(), "trained")
+    tiny.model.save_lora_adapter(tmp_path, adapter_name="trained")
+    load_adapter(ours.model, tmp_path, "trained")
+    expected, found = adapter_tensors(tiny.model, "trained"), adapter_tensors(ours.model, "trained")
+    assert expected.keys() == found.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    torch.testing.assert_close(ours(), tiny(), **CLOSE)
+    before = theirs.model.state_dict().keys()
+    with pytest.raises(TypeError, match="`LoraConfig` class could not be instantiated"):
+        theirs.model.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    assert theirs.model.state_dict().keys() == before
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_what_a_pipelines_save_lora_weights_writes(described, method, tmp_path):
+    """It takes any dict of tensors. Neither side loads it, and ours says what to do instead."""
+    tiny, other = MODELS["sd3"](), MODELS["sd3"]()
+    add_adapter(tiny.model, method())
+    config = tiny.model.peft_config["default"].to_dict() if described else None
+    state = get_peft_model_state_dict(tiny.model)
+    StableDiffusion3Pipeline.save_lora_weights(tmp_path, state, transformer_lora_adapter_metadata=config)
+    message = "load it with the pipeline's load_lora_weights.*save_adapter" if described else "is not the config of"
+    with pytest.raises(ValueError, match=message):
+        load_adapter(other.model, tmp_path)
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    parts |= {"scheduler": FlowMatchEulerDiscreteScheduler(), "text_encoder_3": None, "tokenizer_3": None}
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        StableDiffusion3Pipeline(**parts, transformer=other.model).load_lora_weights(tmp_path)
+
+
+def test_damaged_files_of_diffusers(tmp_path):
+    tiny = MODELS["sd3"]()
+    tiny.model.add_adapter(WAVEConfig(), "trained")
+    tiny.model.save_lora_adapter(tmp_path, adapter_name="trained")
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-100])
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load_adapter(MODELS["sd3"]().model, tmp_path)
+    save_file(load(good), path, {"lora_adapter_metadata": json.dumps({"peft_type": "LORA", "r": 4})})
+    with pytest.raises(ValueError, match="peft_type='LORA', which is none of"):
+        load_adapter(MODELS["sd3"]().model, tmp_path)
 
 
 # Files that are not what they say

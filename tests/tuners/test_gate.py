@@ -428,23 +428,88 @@ def test_unknown_labels(bad):
     with pytest.raises(ValueError, match=rf"does not know the classes \[{bad}\], only 6 of"):
         ours(tiny, class_gate(tiny.model, [bad, 1]))
     assert is_clean(tiny.model)
-    with pytest.raises((ValueError, IndexError)):  # a label that DiT's own embedding lacks gets no further than that
-        ours(tiny, class_labels=torch.tensor([1, bad]))
+    message = r"does not know the classes \[4\]" if bad == 4 else rf"has no such class_labels: \[{bad}\], only 0 to 10"
+    message = r"does not know the classes \[0\]" if bad == 0 else message
+    for labels in ([1, bad], [bad, 7]):
+        with pytest.raises(ValueError, match=message):
+            ours(tiny, class_labels=torch.tensor(labels))
+        with pytest.raises(ValueError, match=message) if bad not in (0, 4) else nullcontext():
+            ours(tiny, class_gate(tiny.model, [1, 7]), class_labels=torch.tensor(labels))  # the model's own table
     assert is_clean(tiny.model)
     assert torch.equal(ours(tiny), output)
 
 
+GATED = ["mlp", "conv1d", "conv2d", "dit", "pixart", "sd3", "flux", "sana", "lumina2", "vit", "gpt2", "llama", "t5"]
+
+
+@pytest.mark.parametrize("mode", ["add", "generate"])
 @pytest.mark.parametrize("classes", [[1], [1, 2, 3]], ids=str)
-def test_another_batch(classes):
-    tiny = adapted("vit")
-    with pytest.raises(ValueError, match=rf"has {len(classes)} rows, but this layer's batch has 2 samples"):
-        ours(tiny, class_gate(tiny.model, classes))
+@pytest.mark.parametrize("name", GATED)
+def test_another_batch(name, classes, mode):
+    """A gate of another size than the batch, built of ids, of weights, and with the rows of guidance before it."""
+    tiny = adapted(name, mode=mode)
+    message = r"has \d rows, but this layer's batch has 2 samples"
+    weights = torch.ones(len(classes), 10)
+    for given, guidance in ((classes, False), (weights, False), ([1, 2], True), (classes, True)):
+        with pytest.raises(ValueError, match=message) if len(given) * (1 + guidance) != 2 else nullcontext():
+            ours(tiny, class_gate(tiny.model, given, guidance=guidance))
+        assert is_clean(tiny.model)
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["injected", "wrapped"])
+@pytest.mark.parametrize("dtype", [torch.long, torch.int32])
+def test_labels_of_another_batch(dtype, wrap):
+    """Before the model adds their embeddings to those of the timesteps, which ends in torch's words."""
+    tiny = adapted()
+    tiny.model = tiny.model if wrap else tiny.model.get_base_model()
+    for labels, message in (
+        ([1, 3, 7], "class_labels has 3 labels, but the batch has 2 samples"),
+        ([1], "has 1 rows, but this layer's batch has 2 samples"),
+        ([], "class_labels has 0 labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours(tiny, class_labels=torch.tensor(labels, dtype=dtype))
+        hidden, timestep = tiny.inputs["hidden_states"], tiny.inputs["timestep"]
+        with pytest.raises(ValueError, match=message):
+            tiny.model(hidden, timestep, torch.tensor(labels, dtype=dtype))
+    assert is_clean(tiny.model)
+
+
+@pytest.mark.parametrize("labels", [torch.ones(2), torch.tensor([[1, 2]] * 2), torch.tensor([True, False])], ids=str)
+def test_labels_that_are_none(labels):
+    with pytest.raises(ValueError, match=r"class_labels of shape .* is none: give one id, ids \(B,\)"):
+        ours(adapted(), class_labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_ids_of_any_integer_type(dtype):
+    """torch reads bytes as masks, and no other short numbers at all."""
+    tiny = adapted("mlp")
+    found = ours(tiny, class_gate(tiny.model, torch.tensor([1, 2], dtype=dtype)))
+    torch.testing.assert_close(found, ours(tiny, class_gate(tiny.model, [1, 2])), **CLOSE)
+
+
+def test_guided_pipelines():
+    """DiTPipeline asks for label 1000 without a class, whatever model it is given."""
+    vae = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=8)
+    pipe = DiTPipeline(adapted().model.get_base_model(), vae, DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match=r"has no such class_labels: \[1000\], only 0 to 10"):
+        pipe([1], num_inference_steps=1, guidance_scale=4.0)
 
 
 WRONG = [
     ([[1, 2]], {}, r"shape \[1, 2\] and torch.int64"),
     ([1.0, 2.0], {}, r"shape \[2\] and torch.float32"),
     ([True, False], {}, "torch.bool"),
+    (True, {}, "torch.bool"),
+    ([], {}, r"shape \[0\]"),
+    (None, {}, "gate of None is none"),
+    ("cat", {}, "gate of 'cat' is none"),
+    ([[1], [1, 2]], {}, "is none"),
+    ([10**30, 1], {}, "is none"),
+    (-1, {}, r"does not know the classes \[-1\]"),
+    (10**9, {}, r"does not know the classes \[1000000000\]"),
     ([1], {"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
     (1, {"guidance": True}, "do not say how many rows"),
     (torch.ones(2, 9), {}, "weights for 9 classes, the adapter 10"),

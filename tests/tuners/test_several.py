@@ -63,12 +63,6 @@ def test_names_that_files_cannot_tell_from_others(name, make):
     assert torch.equal(tiny(), output)
 
 
-def test_a_batch_of_several_adapters_is_refused(make):
-    tiny = together(make, "xy")
-    with pytest.raises(ValueError, match=r"adapter_names=\['x', 'y'\]: layers of .* have one set"):
-        tiny.model(**tiny.inputs, adapter_names=["x", "y"])
-
-
 def weights(model, name):
     """Every tensor of an adapter, by its name in the model."""
     return {key: p.detach().clone() for key, p in model.named_parameters() if f".{name}." in key}

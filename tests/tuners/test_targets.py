@@ -189,3 +189,33 @@ def test_model_without_repeated_blocks():
     with pytest.raises(ValueError, match="no repeated blocks.* Name the layers to adapt in target_modules"):
         get_peft_model(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), WAVEConfig())
     assert get_peft_model(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), WAVEConfig(target_modules=["0"]))
+
+
+def fuse_(model):
+    """Whether a model can, and does."""
+    if hasattr(model, "fuse_qkv_projections"):
+        model.fuse_qkv_projections()
+    return any(getattr(module, "fused_projections", False) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if fuse_(MODELS[name]().model)])
+def test_fused_projections(name):
+    """diffusers reads the fused copy: an adapter of q, k or v would do nothing at all. And the other way, later."""
+    tiny, plain = MODELS[name](), MODELS[name]()()
+    fuse_(tiny.model)
+    torch.testing.assert_close(tiny(), plain, rtol=1e-4, atol=1e-5)
+    fused = {key.rpartition(".")[2] for key, _ in tiny.model.named_modules()} & {"to_qkv", "to_added_qkv", "to_kv"}
+    before = set(tiny.model.state_dict())
+    for fields in ({}, {"target_modules": ["to_v"]}):
+        with pytest.raises(ValueError, match="is not read, because the projections of .* are fused: call unfuse_qkv"):
+            get_peft_model(tiny.model, WAVEConfig(**fields))
+        assert set(tiny.model.state_dict()) == before
+    tiny.model = get_peft_model(tiny.model, WAVEConfig(target_modules=[*fused], init_weights=False))
+    assert fused and not torch.allclose(tiny(), plain, atol=1e-4)
+    tiny.model = tiny.model.unload()
+    tiny.model.unfuse_qkv_projections()
+    if any(key.endswith("to_qkv.weight") for key in tiny.model.state_dict()):
+        with pytest.raises(ValueError, match="to_.*kv is not read, because .* were fused: .* load the model again"):
+            get_peft_model(tiny.model, WAVEConfig())
+    tiny.model = get_peft_model(tiny.model, WAVEConfig(target_modules=["to_v"], init_weights=False))
+    assert not torch.allclose(tiny(), plain, atol=1e-4)

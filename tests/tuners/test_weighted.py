@@ -150,8 +150,9 @@ REFUSED = [
         [1.0, 1.0],
         "not all generate the same layers",
     ),
-    ([{"modules_to_save": ["proj_out_2"]}], ["a"], [1.0], "'a' has trained bias or modules_to_save"),
-    ([{"bias": "learngene_only"}], ["a"], [1.0], "'a' has trained bias or modules_to_save"),
+    ([{"modules_to_save": ["proj_out_2"]}], ["a"], [1.0], "'a' has trained bias, modules_to_save or tensors_to_save"),
+    ([{"tensors_to_save": ["proj_out_2.bias"]}], ["a"], [1.0], "modules_to_save or tensors_to_save"),
+    ([{"bias": "learngene_only"}], ["a"], [1.0], "'a' has trained bias, modules_to_save or tensors_to_save"),
 ]
 
 

@@ -7,7 +7,6 @@ Nothing is approximated. (PEFT's own `convert_to_lora` takes the SVD of every ma
 is lost is the sharing: a LoRA holds U and V once for every layer.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
@@ -23,13 +23,9 @@ from transformers.pytorch_utils import Conv1D
 from ...anatomy.blocks import form_of, matrix_to_weight
 from ...functional import fine
 from ...hub.files import write_tensors
+from ..lora_files import place_of, write_component
 from ..scalers import PREFIX, adapted_layers, adapter_config, target_modules
 from .config import FINEConfig
-
-
-# Where diffusers' loaders look for a LoRA, and for its config in the file.
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-DIFFUSERS_METADATA = "lora_adapter_metadata"
 
 
 @torch.no_grad()
@@ -44,8 +40,8 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         (`bias`, `modules_to_save`).
 
     Raises:
-        ValueError: the model has no such adapter, it is not a FINE adapter that is added to weights, or a convolution
-            pads with something else than zeros, as no LoRA does.
+        ValueError: the model has no such adapter, it is not a FINE adapter that is added to weights, it trained
+            `tensors_to_save`, or a convolution pads with something else than zeros, as no LoRA does.
     """
     config = adapter_config(model, adapter_name)
     if not isinstance(config, FINEConfig):
@@ -57,6 +53,11 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
         raise ValueError(
             f'Adapter {adapter_name!r} has mode="{config.mode}": it replaces weights, and a LoRA is added to them. '
             "merge_and_unload() makes a plain model of it."
+        )
+    if config.tensors_to_save:
+        raise ValueError(
+            f"Adapter {adapter_name!r} has trained tensors_to_save={config.tensors_to_save}, which a LoRA has no "
+            "place for: merge_and_unload() makes a plain model of it."
         )
     layers = adapted_layers(model, adapter_name)
     state = {
@@ -98,7 +99,12 @@ def to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[LoraConfig
 
 
 def save_as_lora(
-    model: nn.Module, save_directory: str | os.PathLike, adapter_name: str = "default", *, component: str | None = None
+    model: nn.Module,
+    save_directory: str | os.PathLike,
+    adapter_name: str = "default",
+    *,
+    component: str | None = None,
+    pipeline: DiffusionPipeline | type | None = None,
 ) -> None:
     """Write an added FINE adapter as a LoRA that needs nothing of this package.
 
@@ -106,24 +112,25 @@ def save_as_lora(
         model: as in `to_lora`.
         save_directory: folder, made if there is none.
         component: None writes what `PeftModel.from_pretrained` reads (`adapter_config.json` and
-            `adapter_model.safetensors`); the model's name in a pipeline ("transformer", "unet") writes what the
-            pipeline's `load_lora_weights` reads (`pytorch_lora_weights.safetensors`).
+            `adapter_model.safetensors`); the model's name in a pipeline ("transformer", "unet", "text_encoder") writes
+            what the pipeline's `load_lora_weights` reads (`pytorch_lora_weights.safetensors`), into a file that may
+            hold other components' already. Of Wan 2.2, "transformer_2" has one of its own, to be loaded with
+            `weight_name="pytorch_lora_weights_2.safetensors", load_into_transformer_2=True`.
+        pipeline: that is to load it, or its class, in order to check that it loads this component.
 
     Raises:
-        ValueError: as in `to_lora`; or diffusers' file would have to hold what is no LoRA.
+        ValueError: as in `to_lora`; or diffusers' file would have to hold what is no LoRA, or what its loader leaves
+            out without a word.
     """
+    place = None if component is None else place_of(component, pipeline)
     config, state = to_lora(model, adapter_name)
     folder = Path(save_directory)
-    if component is None:
+    if place is None:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         write_tensors(folder / SAFETENSORS_WEIGHTS_NAME, state, {"format": "pt"})
         return
     if others := [name for name in state if ".lora_" not in name]:
         raise ValueError(f"diffusers loads LoRAs alone, but bias or modules_to_save trained {others} as well.")
-    folder.mkdir(parents=True, exist_ok=True)
-    # With the config, because readers who have to guess it from the tensors may take one alpha for all ranks.
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    metadata = json.dumps({f"{component}.{key}": value for key, value in values.items()}, sort_keys=True)
-    tensors = {f"{component}.{name.removeprefix(PREFIX)}": tensor for name, tensor in state.items()}
-    write_tensors(folder / DIFFUSERS_FILE, tensors, {"format": "pt", DIFFUSERS_METADATA: metadata})
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    write_component(folder, place, tensors, config.to_dict())

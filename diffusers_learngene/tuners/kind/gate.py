@@ -32,6 +32,15 @@ from .config import KINDConfig
 STATE = "_learngene_gate"
 
 
+def check_ids(what: str, ids: Tensor, dims: Sequence[int] = (0, 1)) -> None:
+    """Raise a ValueError unless a tensor can be ids of classes: one for every sample, or a single one for all."""
+    if ids.dim() not in dims or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"{what} of shape {list(ids.shape)} and {ids.dtype} is none: give one id, ids (B,), or weights (B, "
+            "num_classes)."
+        )
+
+
 class ClassTable(nn.Module):
     """Rows of units by class: `KINDConfig.gate_matrix`, made from the config and never saved, behind a call."""
 
@@ -58,12 +67,14 @@ class ClassTable(nn.Module):
             return matrix[classes]
         if not classes.is_meta:
             classes = classes.to(matrix.device)  # rather than the other way, for which one would have to wait
-        if classes.is_floating_point():
+        if classes.is_floating_point() and classes.dim() == 2:
             if classes.shape[1] != self.num_classes:
                 raise ValueError(
                     f"The class gate has weights for {classes.shape[1]} classes, the adapter {self.num_classes}."
                 )
             return classes @ matrix[:-1].to(classes)
+        check_ids("The class gate", classes)
+        classes = classes.long()  # torch takes bytes for masks
         self._check(classes)
         return matrix.to(classes.device)[classes]  # on the meta device, moved as well
 
@@ -107,6 +118,23 @@ class Gate:
         if table not in self._units:
             self._units[table] = self._look_up(table)
         return self._units[table]
+
+    def of_rows(self, rows: list[int], size: int) -> "Gate":
+        """The classes of these rows, in ascending order, of a batch of `size` samples."""
+        if isinstance(self.classes, int):
+            return self
+        self.check_size(self.nulls + len(self.classes), size)
+        own = [row - self.nulls for row in rows if row >= self.nulls]
+        return Gate(self.classes[own], nulls=len(rows) - len(own), explicit=self.explicit)
+
+    @staticmethod
+    def check_size(rows: int, size: int) -> None:
+        """Raise a ValueError unless there is a class for each sample of a batch."""
+        if rows != size:
+            raise ValueError(
+                f"The class gate has {rows} rows, but this layer's batch has {size} samples: give a class for each "
+                "(see num_images_per_prompt and guidance of class_gate)."
+            )
 
     def project(self, x: Tensor, bank: nn.Module, v: Tensor, users: int) -> Tensor:
         """x V (..., r), once for all layers of a bank: q, k and v read the same x, one after the other.
@@ -152,6 +180,16 @@ class GateState:
                         _checkpoint, self, gate, function
                     )
 
+    @contextmanager
+    def pushed(self, gate: Gate) -> Iterator[None]:
+        """Only for what is run now, without binding anything that runs later."""
+        before = self.stack
+        self.stack = (*before, gate)
+        try:
+            yield
+        finally:
+            self.stack = before
+
     def pop(self) -> None:
         for module, function in self.stack[-1].bound:
             module._gradient_checkpointing_func = function  # type: ignore[assignment]
@@ -163,12 +201,8 @@ def _checkpoint(state: GateState, gate: Gate, function: Callable, block: Callabl
 
 
 def _run(state: GateState, gate: Gate, block: Callable, *args: Any, **kwargs: Any) -> Any:
-    before = state.stack
-    state.stack = (*before, gate)
-    try:
+    with state.pushed(gate):
         return block(*args, **kwargs)
-    finally:
-        state.stack = before
 
 
 # Hooks. Module-level functions, which survive deepcopy and pickle.
@@ -207,16 +241,41 @@ def _push_labels(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     state = getattr(model, STATE)
     while state.stack and not state.stack[-1].explicit:
         state.pop()  # left by a KeyboardInterrupt, after which torch runs no hooks
-    if state.stack:
-        return None
     labels = kwargs.get("class_labels")
     if labels is None and len(args) > state.place:
         labels = args[state.place]
+    if isinstance(labels, Tensor) and not torch.compiler.is_compiling():
+        _check_labels(model, labels, next((value for value in (*args, *kwargs.values()) if value is not None), None))
+    if state.stack:
+        return None
     if labels is not None:
         if model.training and torch.is_grad_enabled() and not state.warned and not torch.compiler.is_compiling():
             _warn_of_label_dropout(state, model)
         state.push(Gate(labels), model)
     return None
+
+
+def _check_labels(model: nn.Module, labels: Tensor, batch: Any) -> None:
+    """Raise a ValueError for labels that the model's own embedders, which come before any gate, could not look up.
+
+    Args:
+        batch: the model's first input.
+    """
+    if labels.dim() and isinstance(batch, Tensor) and batch.dim() and len(labels) not in (1, len(batch)):
+        raise ValueError(f"class_labels has {len(labels)} labels, but the batch has {len(batch)} samples.")
+    tables = [module.embedding_table for module in model.modules() if isinstance(module, LabelEmbedding)]
+    tables += [table for table in [getattr(model, "class_embedding", None)] if isinstance(table, nn.Embedding)]
+    if not tables or labels.is_meta:
+        return
+    check_ids("class_labels", labels)
+    most = min(table.num_embeddings for table in tables)
+    allowed = (labels >= 0) & (labels < most)
+    message = f"{type(model).__name__} has no such class_labels"
+    if labels.device.type != "cpu":  # nobody may wait for it
+        torch._assert_async(allowed.all(), message)
+    elif not allowed.all():
+        wrong = sorted(set(labels[~allowed].tolist()))
+        raise ValueError(f"{message}: {wrong}, only 0 to {most - 1}, the null class's included.")
 
 
 def _warn_of_label_dropout(state: GateState, model: nn.Module) -> None:
@@ -282,12 +341,11 @@ def _explicit_gate(classes: Tensor | Sequence[int] | int, num_images_per_prompt:
         if guidance:
             raise ValueError(f"guidance=True and the one class {classes} do not say how many rows: give ids (B,).")
         return Gate(classes, explicit=True)
-    rows = torch.as_tensor(classes)
-    weights = rows.dim() == 2 and rows.is_floating_point()
-    if not weights and (rows.dim() != 1 or rows.dtype == torch.bool or rows.is_floating_point()):
-        raise ValueError(
-            f"A class gate of shape {list(rows.shape)} and {rows.dtype} is none: give one id, ids (B,), or weights "
-            "(B, num_classes)."
-        )
+    try:
+        rows = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:  # words, None, lists of several lengths
+        raise ValueError(f"A class gate of {classes!r} is none: {error}.") from error
+    if not (rows.dim() == 2 and rows.is_floating_point()):
+        check_ids("A class gate", rows, dims=(1,))
     rows = rows.repeat_interleave(num_images_per_prompt, dim=0)
     return Gate(rows, nulls=len(rows) if guidance else 0, explicit=True)

@@ -107,11 +107,8 @@ class KINDLayer(LearngeneLayer):
         """Open units (B, n) of the samples of an input, or (n,) for one class."""
         gate = self._given_gate()
         units = gate.units(self.table_refs[adapter][0])
-        if units.dim() == 2 and len(units) != len(x):
-            raise ValueError(
-                f"The class gate has {len(units)} rows, but this layer's batch has {len(x)} samples: give a class for "
-                "each (see num_images_per_prompt and guidance of class_gate)."
-            )
+        if units.dim() == 2:
+            gate.check_size(len(units), len(x))
         return units
 
     def _given_gate(self) -> Gate:
@@ -183,6 +180,14 @@ class KINDLayer(LearngeneLayer):
         if self._merged_units and not self.disable_adapters:
             self._check_merged(x)
         return super().forward(x, *args, **kwargs)
+
+    def _forward_rows(self, x: Tensor, rows: list[int], adapter: str, *args: Any, **kwargs: Any) -> Tensor:
+        """As `LearngeneLayer._forward_rows`, with the classes of these samples alone: each adapter knows its own."""
+        whole = self.gate.gate
+        if whole is None:
+            return super()._forward_rows(x, rows, adapter, *args, **kwargs)
+        with self.gate.pushed(whole.of_rows(rows, len(x))):
+            return super()._forward_rows(x, rows, adapter, *args, **kwargs)
 
     def _check_merged(self, x: Tensor) -> None:
         """Raise if the gate asks for another class than the one that is merged. (No gate asks for nothing.)"""

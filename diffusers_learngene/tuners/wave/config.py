@@ -28,12 +28,15 @@ class WAVEConfig(LearngeneConfig):
             Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
         exclude_modules: layers to leave out: names or endings of names, or one regular expression.
         modules_to_save: modules to train and save in full beside the adapter.
+        tensors_to_save: tensors of the model to train, in their place, and save beside the adapter, by full name, in
+            which "*" stands for any number: `["blocks.*.norm.weight"]`. (`modules_to_save` trains copies of modules.)
         layers_to_transform: numbers of the blocks to adapt. Default: all.
         layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
         mode: `"add"`: W + f(templates, scalers), the identity at the start: an adapter of a pre-trained model.
             `"generate"`: W = f(templates, scalers), and W itself is freed: what condensing and descending use.
         share_qkv: whether q, k and v of one attention share templates, as rows of the one matrix that the paper has.
         bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
+        freeze_bank: whether to train the scalers alone, the bank staying as it is (`freeze_bank_` sets it later).
         init_weights: whether `"add"` starts as the identity. False: random scalers, which are of use in tests.
 
     Raises:
