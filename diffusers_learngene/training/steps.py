@@ -13,7 +13,7 @@ from ..anatomy.sizes import depth_key, size_overrides, width_overrides
 from ..hub.files import hub_id
 from ..learngene import Learngene
 from ..runs.loop import train
-from ..runs.run import publish_artefact
+from ..runs.run import end_run, publish_artefact
 from .arguments import training_options
 from .comparison import Comparison
 from .tasks import Task, signature_of
@@ -126,5 +126,4 @@ def publish(accelerator: Accelerator, learngene: Learngene, trials: Trials, args
     }
     if accelerator.is_main_process:
         publish_artefact(learngene, f"{args.output_dir}/learngene", args)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_run(accelerator)
