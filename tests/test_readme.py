@@ -10,10 +10,9 @@ import torch
 from peft import get_peft_model
 
 from ancestries import ancestry
+from artefacts import make_circuit, make_gene
 from diffusers_learngene import FINEConfig, KINDConfig, Learngene, WAVEConfig, get_scalers
 from diffusers_learngene.evolution.grl.policy import ActorCritic
-from evolution.grl.test_artefact import make_gene
-from evolution.gtl.test_artefact import make as make_circuit
 from models import MODELS
 from text_to_image import make_cretok, pipeline
 

@@ -85,7 +85,7 @@ def exact_fields(kind: Any, values: Any) -> dict[str, Any]:
 
 
 def read_tensors(file: Any, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an open file; a ValueError unless they have these shapes and are of floating point."""
+    """The tensors of an open file; a ValueError unless they have these shapes and are finite numbers."""
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
     expected = {name: tuple(shape) for name, shape in shapes.items()}
     if found != expected:
@@ -94,6 +94,8 @@ def read_tensors(file: Any, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}, which is no floating-point type.")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity.")
     return tensors
 
 

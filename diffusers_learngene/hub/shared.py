@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..version import __version__
 from .cards import card_images, render
-from .descriptions import write_config, write_described
+from .descriptions import described_file, finite_tensors, read_tensors, write_config, write_described
 from .files import local_folder, write
 
 
 Self = TypeVar("Self", bound="SharedArtefact")
+OneFile = TypeVar("OneFile", bound="OneFileArtefact")
 
 
 class SharedArtefact(ModelHubMixin):
@@ -145,3 +146,29 @@ class SharedArtefact(ModelHubMixin):
         if not paths:
             raise cls.error(f"{name!r} holds no {cls.weights[0]}: not a {cls.__name__} (pickles are never read).")
         return cls.read_data(paths)
+
+
+class OneFileArtefact(SharedArtefact):
+    """An artefact of one data file, whose config says the `shapes` of its tensors: fp32 on the CPU, by name.
+
+    Raises:
+        ValueError: the kind's own `error`: tensors that are not those of the config, or not finite.
+    """
+
+    what: ClassVar[str]  # with its article, such as "a gene"
+
+    def __init__(self, config: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.config = config
+        self.tensors = finite_tensors(tensors, config.shapes, self.error)
+        self.card = {}
+
+    @classmethod
+    def read_config(cls, values: Any) -> Any:
+        """The config of a description; a ValueError if it is none."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_data(cls: type[OneFile], paths: dict[str, Path]) -> OneFile:
+        with described_file(paths[cls.weights[0]], cls.key, cls.what, cls.error) as (values, file):
+            config = cls.read_config(values)
+            return cls(config, read_tensors(file, config.shapes))

@@ -115,12 +115,9 @@ def curves(
             (handles[name],) = axes.plot(x, y, label=name, linewidth=1.8, linestyle=dashes[name], **style)
             if len(points) == 1:
                 axes.axhline(y[0], color=colors[name], linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+        _style_panel(axes, title)
         axes.grid(color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["bottom", "left"]].set_color("#999999")
-        axes.tick_params(color="#999999", labelcolor=INK, labelsize=9, which="both")
         axes.xaxis.set_tick_params(labelbottom=index + across >= len(panels))  # also above a panel left empty
         axes.xaxis.get_major_locator().set_params(integer=True)  # steps, epochs and generations are
         if log_y:
@@ -130,14 +127,7 @@ def curves(
     figure.supxlabel(xlabel, fontsize=10, color=INK)
     figure.supylabel(ylabel, fontsize=10, color=INK)
     if len(names) > 1:
-        figure.legend(
-            handles=[handles[name] for name in names],
-            loc="outside upper center",
-            ncols=min(len(names), 2 + across),
-            frameon=False,
-            fontsize=9.5,
-            labelcolor=INK,
-        )
+        _add_legend(figure, [handles[name] for name in names], most_columns=2 + across)
     save_figure(figure, path, dpi=150)
 
 
@@ -176,21 +166,26 @@ def histograms(
         for name, values in (marks or {}).items():
             for value in values:
                 handles[name] = axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=name)
-        axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+        _style_panel(axes, title)
         axes.set_yticks([])
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color("#999999")
-        axes.tick_params(color="#999999", labelcolor=INK, labelsize=9)
+        axes.spines["left"].set_visible(False)
     figure.supxlabel(xlabel, fontsize=10, color=INK)
-    figure.legend(
-        handles=list(handles.values()),
-        loc="outside upper center",
-        ncols=min(len(handles), 5),
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=INK,
-    )
+    _add_legend(figure, list(handles.values()), most_columns=5)
     save_figure(figure, path, dpi=150)
+
+
+def _style_panel(axes: Any, title: str) -> None:
+    """A panel with its title at the left, without a frame above and at the right."""
+    axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color("#999999")
+    axes.tick_params(color="#999999", labelcolor=INK, labelsize=9, which="both")
+
+
+def _add_legend(figure: Any, handles: Sequence[Any], *, most_columns: int) -> None:
+    """One legend for all panels, above them."""
+    columns, place = min(len(handles), most_columns), "outside upper center"
+    figure.legend(handles=handles, loc=place, ncols=columns, frameon=False, fontsize=9.5, labelcolor=INK)
 
 
 def _plain_log_axis(axes: Any) -> None:

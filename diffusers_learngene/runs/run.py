@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the run of a script starts, and how what it made is published."""
+"""How the run of a script starts, how what it made is published, and how it ends."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -11,7 +11,7 @@ from ..hub.shared import SharedArtefact
 from .tracking import create_accelerator
 
 
-__all__ = ["publish_artefact", "start_run", "start_training_run"]
+__all__ = ["end_run", "publish_artefact", "start_run", "start_training_run"]
 
 
 def start_run(
@@ -47,3 +47,9 @@ def publish_artefact(artefact: SharedArtefact, folder: str | Path, args: Namespa
     artefact.save_pretrained(folder)
     if args.push_to_hub:
         artefact.push_to_hub(args.hub_model_id, token=args.hub_token)
+
+
+def end_run(accelerator: Accelerator) -> None:
+    """Wait for the process that publishes, and close the trackers."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()

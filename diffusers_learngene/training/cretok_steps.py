@@ -21,7 +21,7 @@ from ..pipelines.token import CreTok, CreTokConfig
 from ..runs.loop import TrainingOptions, train
 from ..runs.plots import curves, histograms, image_grid
 from ..runs.report import format_cell, format_table, provenance, write_json
-from ..runs.run import publish_artefact
+from ..runs.run import end_run, publish_artefact
 from .cretok import TokenRows, check_saturation, cosines, encode_pairs, mean_cosine, train_token
 
 
@@ -238,8 +238,7 @@ class Training:
             summary = [{key: format_cell(value) for key, value in row.items()} for row in results["rows"]]
             cretok.card = {"images": images, "results": summary, "commit": results["commit"]}
             publish_artefact(cretok, self.folder / "cretok", args)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+        end_run(accelerator)
 
     def _validation_pairs(self) -> list[Pair]:
         if self.args.validation_pairs is not None:

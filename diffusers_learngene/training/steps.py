@@ -15,7 +15,7 @@ from ..hub.files import hub_id
 from ..learngene import Learngene
 from ..learngene.descendants import save_model
 from ..runs.loop import train
-from ..runs.run import publish_artefact
+from ..runs.run import end_run, publish_artefact
 from .arguments import training_options
 from .comparison import Comparison
 from .tasks import Task, signature_of
@@ -130,5 +130,4 @@ def publish(accelerator: Accelerator, learngene: Learngene, trials: Trials, args
     }
     if accelerator.is_main_process:
         publish_artefact(learngene, f"{args.output_dir}/learngene", args)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_run(accelerator)

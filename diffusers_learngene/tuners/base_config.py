@@ -8,6 +8,7 @@ allocated, and no field names a module to import, a path or a URL.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
 from typing import Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
@@ -22,26 +23,32 @@ Bias = Literal["none", "all", "learngene_only"]
 MAX_PATTERN_LENGTH = 4096
 # 8 GiB of fp32 in one tensor: no bank of any published model comes near it.
 MAX_NUMBERS = 2**31
+# A docstring's list of arguments.
+_ARGS = re.compile(r"^Args:\n((?: +\S.*\n)+)", re.MULTILINE)
 
 
 @dataclass
 class LearngeneConfig(PeftConfig):
-    """Fields of every learngene method; `WAVEConfig`, `FINEConfig` and `KINDConfig` document the whole.
+    """Fields of every learngene method, which is a function W = f(bank, scaler).
+
+    The docstring of a method's own config lists only what it adds, and is completed with what is said here.
 
     Args:
         target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
-            Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
+            Default: the matrices that recur in the model's repeated blocks (`Anatomy.default_targets`).
         exclude_modules: layers to leave out: names or endings of names, or one regular expression.
         modules_to_save: modules to train and save in full beside the adapter.
         tensors_to_save: tensors of the model to train, in their place, and save beside the adapter, by full name, in
             which "*" stands for any number: `["blocks.*.norm.weight"]`. (`modules_to_save` trains copies of modules.)
         layers_to_transform: numbers of the blocks to adapt. Default: all.
         layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
-        mode: `"add"` adds the shared weights to the pre-trained ones; `"generate"` replaces these and frees them.
-        share_qkv: whether q, k and v of one attention share, as rows of the one matrix that the papers write.
+        mode: `"add"`: W + f(bank, scaler), the identity at the start: an adapter of a pre-trained model.
+            `"generate"`: W = f(bank, scaler), and W itself is freed: what condensing and descending use.
+        share_qkv: whether q, k and v of one attention are rows of one matrix, as in the papers, and so share WAVE's
+            templates, or FINE's and KIND's V and sigma.
         bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
         freeze_bank: whether to train the scalers alone, the bank staying as it is (`freeze_bank_` sets it later).
-        init_weights: whether `"add"` starts as the identity. False: random, which is of use in tests.
+        init_weights: whether `"add"` starts as the identity. False: random scalers, which are of use in tests.
 
     Raises:
         ValueError: a field has the wrong type or an impossible value.
@@ -58,6 +65,14 @@ class LearngeneConfig(PeftConfig):
     bias: Bias = "none"
     freeze_bank: bool = False
     init_weights: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Complete the docstring of a method's config, for `help` and whoever else reads `__doc__`."""
+        super().__init_subclass__(**kwargs)
+        parent = cls.__base__
+        if cls.__doc__ and parent and parent.__doc__:  # Python may be told to drop docstrings
+            shared = _ARGS.search(cleandoc(parent.__doc__))
+            cls.__doc__ = _ARGS.sub(lambda own: own[0] + (shared[1] if shared else ""), cleandoc(cls.__doc__))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +150,15 @@ def check_numbers(name: str, size: Iterable[int]) -> None:
         numbers *= side
     if numbers > MAX_NUMBERS:
         raise ValueError(f"{name}={tuple(size)} asks for a tensor of {numbers} numbers, more than {MAX_NUMBERS}.")
+
+
+def check_pattern(name: str, pattern: Any, sizes: str, length: int | None = None) -> None:
+    """Raise a ValueError unless `pattern` maps groups to what `sizes` says in words: lists, if of some `length`."""
+    if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
+        raise ValueError(f"{name}={pattern!r} must map groups to {sizes}.")
+    for key, size in pattern.items():
+        if length is not None and (not isinstance(size, list | tuple) or len(size) != length):
+            raise ValueError(f"{name}[{key!r}]={size!r} must be {sizes}.")
 
 
 def check_names(name: str, value: Any, pattern: bool = True) -> Any:

@@ -52,7 +52,8 @@ class Scaler(nn.Module):
 class Bank(nn.Module):
     """The tensors of a bank, and the products with them.
 
-    These are taken in here, rather than where the layer is, because FSDP has the tensors gathered only during a call.
+    These are taken in here, rather than where the layer is, because FSDP has the tensors gathered only during a call:
+    a method says what `_weight` and `_product` are, and layers call the bank.
     """
 
     # Along which axis the tensors list the components that a scaler weighs; a scaler lists them along its first.
@@ -73,6 +74,16 @@ class Bank(nn.Module):
         Args:
             offset: rows before W in the fused matrix of its layer.
         """
+        if x is None:
+            return self._weight(scaler, shape, offset)
+        return self._product(x, scaler, shape, offset, bias)
+
+    def _weight(self, scaler: Tensor, shape: Sequence[int], offset: int) -> Tensor:
+        """W."""
+        raise NotImplementedError
+
+    def _product(self, x: Tensor, scaler: Tensor, shape: Sequence[int], offset: int, bias: Tensor | None) -> Tensor:
+        """x W^T + bias, without W."""
         raise NotImplementedError
 
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:

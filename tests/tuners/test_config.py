@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs: refused before anything is allocated, and the same after a trip through JSON."""
 
+import re
+from dataclasses import fields
+from inspect import getdoc
+
 import pytest
 import torch
 from peft import PeftConfig, get_peft_model
@@ -8,6 +12,7 @@ from torch import nn
 
 from diffusers_learngene import FINEConfig, KINDConfig, WAVEConfig
 from diffusers_learngene.anatomy import Anatomy
+from diffusers_learngene.tuners.base_config import LearngeneConfig
 from models import MODELS
 
 
@@ -303,3 +308,10 @@ def test_kind_sizes_that_do_not_fit():
     huge = KINDConfig(mode="generate", num_classes=2, tailors_per_class=10**9)
     unchanged(MODELS["mlp"], huge, "A factor of blocks.* asks for a tensor")
     unchanged(MODELS["mlp"], KINDConfig(num_classes=0, group_sizes={"x": [1, 0]}), r"group_sizes names the groups")
+
+
+@pytest.mark.parametrize("kind", [LearngeneConfig, WAVEConfig, FINEConfig, KINDConfig])
+def test_the_docstring_lists_every_field_once(kind):
+    listed = re.search(r"Args:\n((?:  .*\n)+)", getdoc(kind))[1]
+    own = [field.name for field in fields(kind) if field.name not in {field.name for field in fields(PeftConfig)}]
+    assert sorted(re.findall(r"^    (\w+): ", listed, re.MULTILINE)) == sorted(own)

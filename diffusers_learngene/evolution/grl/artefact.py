@@ -11,20 +11,12 @@ counter. Data only: nothing is ever unpickled, and nothing in a file names code,
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ...hub.descriptions import (
-    check_settings,
-    check_version,
-    described_file,
-    exact_fields,
-    finite_tensors,
-    read_tensors,
-)
-from ...hub.shared import SharedArtefact
+from ...hub.descriptions import check_settings, check_version, exact_fields
+from ...hub.shared import OneFileArtefact
 from .genes import inherit_
 
 
@@ -101,21 +93,17 @@ class GeneConfig:
         check_settings("training", self.training)
 
 
-class Gene(SharedArtefact):
+class Gene(OneFileArtefact):
     """Two layers of an agent: `config`, and `tensors` in fp32 on the CPU, by name.
 
     Raises:
         GeneError: tensors that are not those of the config, or not finite.
     """
 
-    weights, key = (WEIGHTS,), "gene"
+    weights, key, what = (WEIGHTS,), "gene", "a gene"
     error = GeneError
     template = "gene"
-
-    def __init__(self, config: GeneConfig, tensors: Mapping[str, Tensor]) -> None:
-        self.config = config
-        self.tensors = finite_tensors(tensors, config.shapes, GeneError)
-        self.card = {}
+    config: GeneConfig
 
     def inherit_(self, policy: nn.Module, layers: Mapping[str, str] | None = None) -> list[str]:
         """Put the gene into a policy of torch, such as `model.policy` of stable-baselines3's PPO.
@@ -132,10 +120,8 @@ class Gene(SharedArtefact):
         return inherit_(policy, self.tensors, layers)
 
     @classmethod
-    def read_data(cls, paths: dict[str, Path]) -> "Gene":
-        with described_file(paths[WEIGHTS], cls.key, "a gene", GeneError) as (values, file):
-            config = GeneConfig(**exact_fields(GeneConfig, values))
-            return cls(config, read_tensors(file, config.shapes))
+    def read_config(cls, values: Any) -> GeneConfig:
+        return GeneConfig(**exact_fields(GeneConfig, values))
 
     def card_metadata(self) -> dict[str, Any]:
         tags = ["learngene", "grl", "diffusers-learngene", "safetensors"]

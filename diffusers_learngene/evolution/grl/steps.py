@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ...runs.checkpoints import resolve_checkpoint
 from ...runs.plots import curves
 from ...runs.report import format_cell, format_table, provenance, write_json
-from ...runs.run import publish_artefact
+from ...runs.run import end_run, publish_artefact
 from ..plots import draw_lineage
 from .artefact import Gene, GeneConfig
 from .environment import ANT
@@ -155,8 +155,7 @@ def publish(
             "commit": results["commit"],
         }
         publish_artefact(gene, Path(args.output_dir, "gene"), args)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 def best_gene(population: Population, config: EvolutionConfig) -> Gene:

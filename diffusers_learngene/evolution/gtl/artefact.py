@@ -13,21 +13,13 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...hub.descriptions import (
-    check_settings,
-    check_version,
-    described_file,
-    exact_fields,
-    finite_tensors,
-    read_tensors,
-)
-from ...hub.shared import SharedArtefact
+from ...hub.descriptions import check_settings, check_version, exact_fields
+from ...hub.shared import OneFileArtefact
 from .circuit import IndexSets, circuit_sizes, extract, inherit_, parameters
 from .networks import (
     INPUT,
@@ -134,21 +126,17 @@ class CircuitConfig:
         return self.num_parameters / self.host_parameters
 
 
-class Circuit(SharedArtefact):
+class Circuit(OneFileArtefact):
     """A learngene of GTL: `config`, and `tensors` in fp32 on the CPU.
 
     Raises:
         CircuitError: tensors that are not those of the config, or not finite.
     """
 
-    weights, key = (WEIGHTS,), "circuit"
+    weights, key, what = (WEIGHTS,), "circuit", "a circuit"
     error = CircuitError
     template = "gtl"
-
-    def __init__(self, config: CircuitConfig, tensors: Mapping[str, Tensor]) -> None:
-        self.config = config
-        self.tensors = finite_tensors(tensors, config.shapes, CircuitError)
-        self.card = {}
+    config: CircuitConfig
 
     @classmethod
     def extract(
@@ -261,10 +249,18 @@ class Circuit(SharedArtefact):
         return network
 
     @classmethod
-    def read_data(cls, paths: dict[str, Path]) -> "Circuit":
-        with described_file(paths[WEIGHTS], cls.key, "a circuit", CircuitError) as (values, file):
-            config = _config_of(values)
-            return cls(config, read_tensors(file, config.shapes))
+    def read_config(cls, values: Any) -> CircuitConfig:
+        """What `asdict` made JSON of."""
+        values = exact_fields(CircuitConfig, values)
+        if not isinstance(values["layout"], list) or not isinstance(values["shapes"], dict):
+            raise ValueError("layout must be a list and shapes a dict.")
+        if not all(isinstance(shape, list) for shape in values["shapes"].values()):
+            raise ValueError("shapes must be lists of whole numbers.")
+        values["layout"] = tuple(Kernel(**exact_fields(Kernel, kernel)) for kernel in values["layout"])
+        values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
+        if values["host"] is not None:
+            values["host"] = NetworkConfig(**exact_fields(NetworkConfig, values["host"]))
+        return CircuitConfig(**values)
 
     def card_metadata(self) -> dict[str, Any]:
         tags = ["learngene", "gtl", "safetensors"]
@@ -284,17 +280,3 @@ class Circuit(SharedArtefact):
 
 def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if name.endswith((".weight", ".bias")))
-
-
-def _config_of(values: Any) -> CircuitConfig:
-    """What `asdict` made JSON of."""
-    values = exact_fields(CircuitConfig, values)
-    if not isinstance(values["layout"], list) or not isinstance(values["shapes"], dict):
-        raise ValueError("layout must be a list and shapes a dict.")
-    if not all(isinstance(shape, list) for shape in values["shapes"].values()):
-        raise ValueError("shapes must be lists of whole numbers.")
-    values["layout"] = tuple(Kernel(**exact_fields(Kernel, kernel)) for kernel in values["layout"])
-    values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
-    if values["host"] is not None:
-        values["host"] = NetworkConfig(**exact_fields(NetworkConfig, values["host"]))
-    return CircuitConfig(**values)

@@ -11,7 +11,7 @@ from ...data.image_classes import load_images
 from ...data.letters import load_letters
 from ...runs.plots import curves
 from ...runs.report import format_table, provenance, write_json
-from ...runs.run import publish_artefact
+from ...runs.run import end_run, publish_artefact
 from ..plots import draw_lineage
 from .artefact import Circuit
 from .circuit import parameters
@@ -229,8 +229,7 @@ def publish(evolution: Evolution, results: dict[str, Any], args: Namespace) -> N
             "commit": results["commit"],
         }
         publish_artefact(circuit, folder / "circuit", args)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 def _host_parameters(evolution: Evolution) -> int:

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from ...anatomy.blocks import Group
 from ...functional import fine
-from ..base_config import LearngeneConfig, check_integer, check_numbers
+from ..base_config import LearngeneConfig, check_integer, check_numbers, check_pattern
 from ..peft_types import LearngenePeftType
 
 
+# Its docstring is completed with the fields of LearngeneConfig.
 @dataclass
 class FINEConfig(LearngeneConfig):
     """Config of FINE: every matrix is U diag(sigma) V^T, of which the layers share U and V.
@@ -21,20 +22,6 @@ class FINEConfig(LearngeneConfig):
             generate mode: the smaller side (`functional.fine.default_rank`).
         group_ranks: components by group, `{group: r}`, instead of r; here they may be more than the smaller side in
             add mode too, as when adapters are combined. (Not LoRA's `rank_pattern`, whose keys name modules.)
-        target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
-            Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
-        exclude_modules: layers to leave out: names or endings of names, or one regular expression.
-        modules_to_save: modules to train and save in full beside the adapter.
-        tensors_to_save: tensors of the model to train, in their place, and save beside the adapter, by full name, in
-            which "*" stands for any number: `["blocks.*.norm.weight"]`. (`modules_to_save` trains copies of modules.)
-        layers_to_transform: numbers of the blocks to adapt. Default: all.
-        layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
-        mode: `"add"`: W + U diag(sigma) V^T, the identity at the start: an adapter of a pre-trained model.
-            `"generate"`: W = U diag(sigma) V^T, and W itself is freed: what condensing and descending use.
-        share_qkv: whether q, k and v of one attention are rows of one matrix, as in the paper: one V and one sigma.
-        bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
-        freeze_bank: whether to train the scalers alone, the bank staying as it is (`freeze_bank_` sets it later).
-        init_weights: whether `"add"` starts as the identity. False: random sigma, which is of use in tests.
 
     Raises:
         ValueError: a field has the wrong type or an impossible value.
@@ -53,10 +40,8 @@ class FINEConfig(LearngeneConfig):
         if self.r is not None:
             check_integer("r", self.r)
         if self.group_ranks is not None:
-            pattern = self.group_ranks
-            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
-                raise ValueError(f"group_ranks={pattern!r} must map groups to ranks.")
-            for key, rank in pattern.items():
+            check_pattern("group_ranks", self.group_ranks, "ranks")
+            for key, rank in self.group_ranks.items():
                 check_integer(f"group_ranks[{key!r}]", rank)
 
     def size_of(self, group: Group) -> tuple[int]:
@@ -72,11 +57,8 @@ class FINEConfig(LearngeneConfig):
             rank = pattern[group.key]
         elif self.r is not None:
             rank = self.r
-            if self.mode == "add" and rank > smaller:
-                raise ValueError(
-                    f"r={rank} is more than the smaller side of the {m1} x {m2} weight of {group.key}: lower r to "
-                    f"{smaller}, set the group's own in group_ranks, or leave it out with exclude_modules."
-                )
+            if self.mode == "add":
+                check_smaller_side(self, "r", rank, group)
         else:
             rank = smaller if self.mode == "generate" else min(64, smaller)
         if rank > m1 * m2:
@@ -86,6 +68,16 @@ class FINEConfig(LearngeneConfig):
             )
         check_numbers(f"A factor of {group.key}", (max(shape), rank))
         return (rank,)
+
+
+def check_smaller_side(config: LearngeneConfig, name: str, value: int, group: Group) -> None:
+    """Raise a ValueError if a field asks for more components than the smaller side of the group's fused matrix."""
+    (m1, m2), smaller = fused_shape(group), fine.default_rank(group.shapes)
+    if value > smaller:
+        raise ValueError(
+            f"{name}={value} is more than the smaller side of the {m1} x {m2} weight of {group.key}: lower it to "
+            f"{smaller}, set the group's own in {config.pattern_name}, or leave it out with exclude_modules."
+        )
 
 
 def fused_shape(group: Group) -> tuple[int, int]:

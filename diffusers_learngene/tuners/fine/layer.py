@@ -26,16 +26,21 @@ class FactorBank(Bank):
         self.u = nn.Parameter(torch.empty(rows, rank))
         self.v = nn.Parameter(torch.empty(columns, rank))
 
-    def forward(
-        self,
-        scaler: Tensor,
-        shape: Sequence[int],
-        offset: int,
-        x: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        u, v = self.u[offset : offset + shape[0]].to(scaler), self.v.to(scaler)
-        return fine.compose(scaler, u, v) if x is None else fine.apply(x, scaler, u, v, bias)
+    @torch.no_grad()
+    def init_(self) -> None:
+        """Draw the factors; on the meta device there are none to draw."""
+        if not self.u.is_meta:
+            for factor, value in zip((self.u, self.v), fine.random_factors(self.shape, self.rank), strict=True):
+                factor.copy_(value)
+
+    def _factors(self, scaler: Tensor, shape: Sequence[int], offset: int) -> tuple[Tensor, Tensor]:
+        return self.u[offset : offset + shape[0]].to(scaler), self.v.to(scaler)
+
+    def _weight(self, scaler: Tensor, shape: Sequence[int], offset: int) -> Tensor:
+        return fine.compose(scaler, *self._factors(scaler, shape, offset))
+
+    def _product(self, x: Tensor, scaler: Tensor, shape: Sequence[int], offset: int, bias: Tensor | None) -> Tensor:
+        return fine.apply(x, scaler, *self._factors(scaler, shape, offset), bias)
 
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
         return fine.apply_is_cheaper(tokens, self.rank, shape)

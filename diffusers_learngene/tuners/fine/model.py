@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """FINE as a PEFT method."""
 
-import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -27,12 +26,8 @@ class FINEModel(LearngeneModel):
     conv_cls = Conv2d
 
     def _create_bank(self, config: FINEConfig, group: Group) -> FactorBank:
-        (rank,) = config.size_of(group)
-        bank = FactorBank(*fused_shape(group), rank)
-        if not bank.u.is_meta:
-            with torch.no_grad():
-                for factor, value in zip((bank.u, bank.v), fine.random_factors(bank.shape, rank), strict=True):
-                    factor.copy_(value)
+        bank = FactorBank(*fused_shape(group), *config.size_of(group))
+        bank.init_()
         return bank
 
     def _create_scaler(self, config: FINEConfig, bank: FactorBank, group: Group, matrix: Matrix) -> Scaler:

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from ...anatomy.blocks import Group
 from ...functional import fine, kind
-from ..base_config import MAX_NUMBERS, LearngeneConfig, check_integer, check_numbers
-from ..fine.config import fused_shape
+from ..base_config import MAX_NUMBERS, LearngeneConfig, check_integer, check_numbers, check_pattern
+from ..fine.config import check_smaller_side, fused_shape
 from ..peft_types import LearngenePeftType
 
 
+# Its docstring is completed with the fields of LearngeneConfig.
 @dataclass
 class KINDConfig(LearngeneConfig):
     """Config of KIND: every matrix is U diag(sigma * g(c)) V^T, where the gate g opens tailors for the class c.
 
     Classes are those of the model's `class_labels`, or of `class_gate`. The null class, `num_classes`, opens
     learngenes only. A class of no group is unknown: its label is refused, rather than answered with what was never
-    learned.
+    learned. In generate mode the model can be taken apart by class.
 
     Args:
         num_learngene: components that are always on, of each layer of a group; no more than its smaller side. Default
@@ -39,20 +40,6 @@ class KINDConfig(LearngeneConfig):
         known_classes: classes whose labels are accepted. Default: those of `class_groups`; without them, all.
         group_sizes: `{group: [learngenes, tailors]}` of these groups of layers instead, where tailors are a multiple
             of the classes (or class groups, or columns of `class_gate`), which take turns (`functional.kind`).
-        target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
-            Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
-        exclude_modules: layers to leave out: names or endings of names, or one regular expression.
-        modules_to_save: modules to train and save in full beside the adapter.
-        tensors_to_save: tensors of the model to train, in their place, and save beside the adapter, by full name, in
-            which "*" stands for any number: `["blocks.*.norm.weight"]`. (`modules_to_save` trains copies of modules.)
-        layers_to_transform: numbers of the blocks to adapt. Default: all.
-        layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
-        mode: `"add"`: W + U diag(sigma * g) V^T, the identity at the start: an adapter of a pre-trained model.
-            `"generate"`: W = U diag(sigma * g) V^T, and W itself is freed: a model that can be taken apart by class.
-        share_qkv: whether q, k and v of one attention are rows of one matrix, as in the paper: one V and one sigma.
-        bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
-        freeze_bank: whether to train the scalers alone, the bank staying as it is (`freeze_bank_` sets it later).
-        init_weights: whether `"add"` starts as the identity. False: random sigma, which is of use in tests.
 
     Raises:
         ValueError: a field has the wrong type or an impossible value.
@@ -78,15 +65,11 @@ class KINDConfig(LearngeneConfig):
                 check_integer(name, getattr(self, name), least)
         self._check_classes()
         if self.group_sizes is not None:
-            pattern = self.group_sizes
-            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
-                raise ValueError(f"group_sizes={pattern!r} must map groups to [learngenes, tailors].")
-            for key, size in pattern.items():
-                if not isinstance(size, list | tuple) or len(size) != 2:
-                    raise ValueError(f"group_sizes[{key!r}]={size!r} must be [learngenes, tailors].")
+            check_pattern("group_sizes", self.group_sizes, "[learngenes, tailors]", length=2)
+            for key, size in self.group_sizes.items():
                 for number in size:
                     check_integer(f"group_sizes[{key!r}]", number, least=0)
-            self.group_sizes = {key: list(size) for key, size in pattern.items()}
+            self.group_sizes = {key: list(size) for key, size in self.group_sizes.items()}
 
     def _check_classes(self) -> None:
         if self.class_gate is not None:
@@ -202,7 +185,6 @@ class KINDConfig(LearngeneConfig):
         Raises:
             ValueError: no components, more learngenes than the smaller side, or tailors that classes cannot share out.
         """
-        shape = m1, m2 = fused_shape(group)
         smaller, units = fine.default_rank(group.shapes), self.num_units
         pattern = self.group_sizes or {}
         if group.key in pattern:
@@ -210,12 +192,7 @@ class KINDConfig(LearngeneConfig):
         else:
             halves = kind.default_sizes(group.shapes) if self.mode == "generate" else (min(8, smaller), 1)
             num_learngene = halves[0] if self.num_learngene is None else self.num_learngene
-            if num_learngene > smaller:
-                raise ValueError(
-                    f"num_learngene={num_learngene} is more than the smaller side of the {m1} x {m2} weight of "
-                    f"{group.key}: lower it to {smaller}, set the group's own in group_sizes, or leave it out with "
-                    "exclude_modules."
-                )
+            check_smaller_side(self, "num_learngene", num_learngene, group)
             each = halves[1] if self.tailors_per_class is None else self.tailors_per_class
             num_tailors = units * (1 if self.class_gate is not None else each)
         if num_tailors % max(1, units) or (num_tailors and not units):
@@ -225,7 +202,7 @@ class KINDConfig(LearngeneConfig):
             )
         if not num_learngene + num_tailors:
             raise ValueError(f"{group.key} has neither learngenes nor tailors: raise num_learngene or num_classes.")
-        check_numbers(f"A factor of {group.key}", (max(shape), num_learngene + num_tailors))
+        check_numbers(f"A factor of {group.key}", (max(fused_shape(group)), num_learngene + num_tailors))
         return num_learngene, num_tailors
 
 

@@ -3,7 +3,6 @@
 
 from typing import Any
 
-import torch
 from peft import PeftConfig
 from torch import nn
 
@@ -36,36 +35,18 @@ class KINDModel(LearngeneModel):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
         self._made = [gate.ClassTable(peft_config)]  # a list, because a module would be registered here
-        self._table_is_owned = False
 
-    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().inject_adapter(model, *args, **kwargs)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [layer for layer in model.modules() if isinstance(layer, KINDLayer) and adapter_name in layer.scaling]
+        for layer in layers:
+            layer.attach(adapter_name, gate.state_of(model), self._made[0], owns_table=layer is layers[0])
         self._made = []
         gate.install(model)
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        super()._create_and_replace(
-            peft_config, adapter_name, target, target_name, parent, current_key, parameter_name
-        )
-        layer: Any = getattr(parent, target_name)
-        layer.attach(adapter_name, gate.state_of(self.model), self._made[0], owns_table=not self._table_is_owned)
-        self._table_is_owned = True
-
     def _create_bank(self, config: KINDConfig, group: Group) -> TailoredBank:
         bank = TailoredBank(*fused_shape(group), *config.size_of(group))
-        if not bank.u.is_meta:
-            with torch.no_grad():
-                for factor, value in zip((bank.u, bank.v), fine.random_factors(bank.shape, bank.rank), strict=True):
-                    factor.copy_(value)
+        bank.init_()
         return bank
 
     def _create_scaler(self, config: KINDConfig, bank: TailoredBank, group: Group, matrix: Matrix) -> Scaler:

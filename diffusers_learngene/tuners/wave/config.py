@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from ...anatomy.blocks import Group
 from ...functional import wave
-from ..base_config import LearngeneConfig, check_integer, check_numbers
+from ..base_config import LearngeneConfig, check_integer, check_numbers, check_pattern
 from ..peft_types import LearngenePeftType
 
 
+# Its docstring is completed with the fields of LearngeneConfig.
 @dataclass
 class WAVEConfig(LearngeneConfig):
     """Config of WAVE: every matrix is a tiling, weighted per layer, of a few templates that the layers share.
@@ -24,20 +25,6 @@ class WAVEConfig(LearngeneConfig):
             same. Default in generate mode: half the smallest side, in whole heads.
         template_pattern: sizes by group, `{group: [templates, height, width]}`, instead of the two above. In generate
             mode templates may here be larger than the matrix and are cropped, as for a narrower descendant.
-        target_modules: layers to adapt: names or endings of names, or one regular expression, or `"all-linear"`.
-            Default: the matrices that recur in the model's repeated blocks (`blocks.default_targets`).
-        exclude_modules: layers to leave out: names or endings of names, or one regular expression.
-        modules_to_save: modules to train and save in full beside the adapter.
-        tensors_to_save: tensors of the model to train, in their place, and save beside the adapter, by full name, in
-            which "*" stands for any number: `["blocks.*.norm.weight"]`. (`modules_to_save` trains copies of modules.)
-        layers_to_transform: numbers of the blocks to adapt. Default: all.
-        layers_pattern: names of the lists of blocks that these numbers count. Default: the model's stacks.
-        mode: `"add"`: W + f(templates, scalers), the identity at the start: an adapter of a pre-trained model.
-            `"generate"`: W = f(templates, scalers), and W itself is freed: what condensing and descending use.
-        share_qkv: whether q, k and v of one attention share templates, as rows of the one matrix that the paper has.
-        bias: biases to train: `"none"`, `"all"` of the model, or `"learngene_only"`, those of adapted layers.
-        freeze_bank: whether to train the scalers alone, the bank staying as it is (`freeze_bank_` sets it later).
-        init_weights: whether `"add"` starts as the identity. False: random scalers, which are of use in tests.
 
     Raises:
         ValueError: a field has the wrong type or an impossible value.
@@ -65,14 +52,10 @@ class WAVEConfig(LearngeneConfig):
         if self.template_size is not None and self.num_templates is not None:
             check_numbers("num_templates, template_size", (self.num_templates, *_both(self.template_size)))
         if self.template_pattern is not None:
-            pattern = self.template_pattern
-            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
-                raise ValueError(f"template_pattern={pattern!r} must map groups to [templates, height, width].")
-            for key, size in pattern.items():
-                if not isinstance(size, list | tuple) or len(size) != 3:
-                    raise ValueError(f"template_pattern[{key!r}]={size!r} must be [templates, height, width].")
+            check_pattern("template_pattern", self.template_pattern, "[templates, height, width]", length=3)
+            for key, size in self.template_pattern.items():
                 check_numbers(f"template_pattern[{key!r}]", size)
-            self.template_pattern = {key: list(size) for key, size in pattern.items()}
+            self.template_pattern = {key: list(size) for key, size in self.template_pattern.items()}
 
     def size_of(self, group: Group) -> tuple[int, int, int]:
         """Number, height and width of the templates of a group.

@@ -25,19 +25,19 @@ class TemplateBank(Bank):
         self.size: tuple[int, int, int] = (num_templates, height, width)
         self.templates = nn.Parameter(torch.empty(self.size))
 
-    def forward(
-        self,
-        scaler: Tensor,
-        shape: Sequence[int],
-        offset: int,
-        x: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """As `Bank`; every row of the fused matrix has the same templates."""
-        templates = self.templates.to(scaler)
-        if x is None:
-            return wave.compose(scaler, templates, shape=shape)
-        return wave.apply(x, scaler, templates, bias, shape=shape)
+    @torch.no_grad()
+    def init_(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Draw the templates for matrices of these shapes; on the meta device there are none to draw."""
+        if not self.templates.is_meta:
+            self.templates.copy_(wave.random_init(shapes, self.size[0], self.size[1:]))
+
+    # Every row of the fused matrix has the same templates, whatever its offset.
+
+    def _weight(self, scaler: Tensor, shape: Sequence[int], offset: int) -> Tensor:
+        return wave.compose(scaler, self.templates.to(scaler), shape=shape)
+
+    def _product(self, x: Tensor, scaler: Tensor, shape: Sequence[int], offset: int, bias: Tensor | None) -> Tensor:
+        return wave.apply(x, scaler, self.templates.to(scaler), bias, shape=shape)
 
     def product_is_cheaper(self, tokens: int, shape: Sequence[int]) -> bool:
         return wave.apply_is_cheaper(tokens, self.size, shape)

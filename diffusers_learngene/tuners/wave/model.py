@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """WAVE as a PEFT method."""
 
-import torch
 from torch import nn
 
 from ...anatomy.blocks import Group, Matrix
@@ -26,9 +25,7 @@ class WAVEModel(LearngeneModel):
 
     def _create_bank(self, config: WAVEConfig, group: Group) -> TemplateBank:
         bank = TemplateBank(*config.size_of(group))
-        if not bank.templates.is_meta:
-            with torch.no_grad():
-                bank.templates.copy_(wave.random_init(group.shapes, bank.size[0], bank.size[1:]))
+        bank.init_(group.shapes)
         return bank
 
     def _create_scaler(self, config: WAVEConfig, bank: TemplateBank, group: Group, matrix: Matrix) -> Scaler:
