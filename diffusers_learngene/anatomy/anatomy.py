@@ -140,6 +140,26 @@ class Anatomy:
         """The matrices that can be factored: those that are read by calling their layers."""
         return [matrix for matrix in self.matrices if matrix.name not in self.uncalled]
 
+    def check_called(self, names: Iterable[str]) -> None:
+        """Raise a ValueError if the model reads one of these layers' weights without calling the layer: whatever is
+        put in its place would be dead, or not be what is merged."""
+        if dead := sorted(self.uncalled.intersection(names)):
+            raise ValueError(
+                f"target_modules: {type(self.model).__name__} reads the weight of {dead[0]} without calling the layer "
+                f"({len(dead)} like it), so nothing can take its place. Leave it out, by exclude_modules."
+            )
+
+    @cached_property
+    def experts(self) -> dict[str, Tensor]:
+        """Parameters of blocks that are a matrix for each of several experts, (E, m1, m2), by name."""
+        inside = tuple(f"{stack}." for stack in self.stacks)
+        return {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(inside) and tensor.ndim == 3 and tensor.shape[0] > 1 and min(tensor.shape[1:]) > 1
+            if not isinstance(self.model.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvNd)
+        }
+
     @cached_property
     def default_targets(self) -> list[str]:
         """Names of all matrices whose group spans two layers or more: what a learngene is made of, what an adapter
@@ -155,7 +175,15 @@ class Anatomy:
     def __str__(self) -> str:
         if not self.stacks:
             return f"{type(self.model).__name__}: no repeated blocks, nothing that layers could share."
-        return table(type(self.model).__name__, self.tensors, self.depths, self.matrices, self.uncalled, self.blocks)
+        return table(
+            type(self.model).__name__,
+            self.tensors,
+            self.depths,
+            self.matrices,
+            self.uncalled,
+            self.blocks,
+            sum(tensor.numel() for tensor in self.experts.values()),
+        )
 
 
 # Whoever makes a model and then has PEFT adapt it has read it already, but PEFT's classes take no such argument.

@@ -20,11 +20,12 @@ def table(
     matrices: Sequence[Matrix],
     uncalled: Collection[str],
     blocks: Sequence[BlockKind],
+    experts: int = 0,
 ) -> str:
     """Stacks and their groups, what each costs dense and as a bank, what ends each branch, what stays dense and why.
 
     WAVE and FINE are the numbers of a learngene of the default size, scalers of all layers included. The arguments are
-    the parts of `anatomy.Anatomy` of these names.
+    the parts of `anatomy.Anatomy` of these names; `experts` is how many numbers those have.
     """
     groups = group_matrices([matrix for matrix in matrices if matrix.name not in uncalled])
     shared = [group for group in groups if group.num_layers > 1]
@@ -40,6 +41,8 @@ def table(
         "",
         f"dense: {total - factored:,} numbers: embedders, norms, biases, what is in no block or in all",
     ]
+    if experts:
+        lines.append(f"  {experts:,} of them in fused experts, tensors of three axes")
     if once := [group.key for group in groups if group.num_layers == 1]:
         lines.append(f"  only one layer has them: {', '.join(once)}")
     if unread := sorted({matrix.role for matrix in matrices if matrix.name in uncalled}):

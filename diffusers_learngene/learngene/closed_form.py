@@ -142,6 +142,18 @@ def check_ancestry(anatomy: Anatomy) -> None:
             )
 
 
+def warn_of_experts(anatomy: Anatomy) -> None:
+    """Warn of a mixture of experts, of which most numbers stay as they are."""
+    experts = sum(tensor.numel() for tensor in anatomy.experts.values())
+    total = sum(tensor.numel() for tensor in anatomy.tensors.values())
+    if experts > total / 10:
+        warnings.warn(
+            f"{experts / total:.0%} of the model's numbers are fused experts (tensors of three axes), which are not "
+            "shared: they go into the learngene as they are.",
+            stacklevel=3,
+        )
+
+
 def check_made_of_config(tensors: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
     """Refuse a model that has other tensors than its config makes: a descendant could not be told to have them."""
     own, other = sorted(tensors.keys() - made.keys()), sorted(made.keys() - tensors.keys())
@@ -189,6 +201,8 @@ def target_groups(anatomy: Anatomy, config: LearngeneConfig) -> list[blocks.Grou
         groups = blocks.group_matrices(matrices, config.share_qkv)
         config = copy.copy(config)
         config.target_modules = [m.name for g in groups if targets or g.num_layers > 1 for m in g.matrices]
+    else:
+        anatomy.check_called(m.name for m in anatomy.matrices if check_target_module_exists(config, m.name))
     chosen = {matrix for matrix in matrices if check_target_module_exists(config, matrix.name)}
     if not chosen:
         raise ValueError(

@@ -47,7 +47,7 @@ from ..tuners.base_config import LearngeneConfig, check_integer
 from ..tuners.wave import WAVEConfig
 from .absorb import absorbed
 from .artefact import KEY, WEIGHTS, ArtefactConfig, LearngeneError, read_artefact
-from .closed_form import check_ancestry, check_made_of_config, check_unwrapped, closed_form
+from .closed_form import check_ancestry, check_made_of_config, check_unwrapped, closed_form, warn_of_experts
 from .descendants import copy_tokenizer, save_model, tokenizer_at_hand
 from .generated import add_classes_, generated_model
 from .layout import Layout, layout_of, match, resize_bank, resize_tensors, stack, unstack
@@ -192,6 +192,7 @@ class Learngene(SharedArtefact):
         architecture, base_config = type(model).__name__, model_config(model)
         anatomy = Anatomy.of(prepare_ancestry_(model))
         check_ancestry(anatomy)
+        warn_of_experts(anatomy)
         belongings = belongings_of(model, companions, revision=revision)
         config = copy.copy(config or WAVEConfig())
         method = method_of(config)

@@ -132,7 +132,11 @@ class LearngeneModel(OwnTensorsTuner):
             except ValueError as error:
                 raise ValueError(f"{error} Name the layers to adapt in target_modules.") from error
             peft_config.target_modules = set(targets)
-        return _maybe_include_all_linear_layers(peft_config, self.model)
+        every = peft_config.target_modules == "all-linear"
+        peft_config = _maybe_include_all_linear_layers(peft_config, self.model)
+        if every:
+            peft_config.target_modules -= self._anatomy.uncalled
+        return peft_config
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         """PEFT's rule, except for layers_to_transform.
@@ -217,6 +221,7 @@ class LearngeneModel(OwnTensorsTuner):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         names = self._targeted(peft_config, model)
+        self._anatomy.check_called(names)
         groups = self._anatomy.groups_of(names, peft_config.share_qkv)
         if groups:
             peft_config.check_groups(groups)
