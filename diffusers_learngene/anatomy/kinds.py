@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from .examples import example_inputs
+from .nodes import Trace, TracingError
 from .recorded import recorded_traces
 from .residual import Ends, block_ends
-from .tracing import Trace, TracingError, trace
+from .tracing import trace
 
 
 @dataclass(frozen=True)

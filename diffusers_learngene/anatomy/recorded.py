@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .tracing import Node, Trace, flat
+from .nodes import Node, Trace, flat
 
 
 @torch.no_grad()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the residual branches of a model's blocks end: what has to be scaled so that a branch is.
 
-A block adds branches to a residual stream, x + f(x). What its forward does is followed (`tracing`); going back from
-its outputs, every sum of which one term is made of the other is such a place. From f(x), the way goes back over
-whatever is linear - reshaping, dropout, gates - to the first tensors that can scale it:
+A block adds branches to a residual stream, x + f(x) (`sums`). From f(x), the way goes back over whatever is linear -
+reshaping, dropout, gates - to the first tensors that can scale it:
 
     x + gate * to_out(attention(x))     to_out's weight and bias
     x + norm(down(ffn(x)))              the norm's weight and bias; scaling `down` would be normalised away
@@ -22,25 +21,22 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .tracing import Node, words
-
-
-# By the number of the argument in which a torch function is linear, or of those whose sum it is linear in.
-_FIRST = words(
-    "bfloat16 broadcast_to chunk clone contiguous cpu cuda data detach div dropout dropout1d dropout2d dropout3d "
-    "expand expand_as feature_dropout flatten flip float gather getitem half index_select mT mean movedim moveaxis "
-    "nan_to_num narrow neg pad permute real repeat repeat_interleave reshape reshape_as roll select split "
-    "split_with_sizes squeeze sum swapaxes swapdims t T tensor_split tile to transpose true_divide truediv type "
-    "type_as unbind unflatten unsqueeze view view_as"
+from .nodes import Node, words
+from .sums import (
+    FIRST,
+    JOINED,
+    NORMS,
+    PRODUCTS,
+    SUMS,
+    ResidualSum,
+    behind,
+    nodes_of,
+    residual_sums,
+    residual_terms,
+    stripped,
 )
-_JOINED = words("cat concat concatenate hstack stack vstack")
-_SUMS = {
-    **dict.fromkeys(("add", "sub"), (0, 1)),
-    **dict.fromkeys(("index_add", "index_copy", "scatter_add", "scatter_reduce", "scatter"), (0, 3)),
-    **dict.fromkeys(("index_put", "setitem", "masked_scatter"), (0, 2)),
-    "where": (1, 2),
-}
-_PRODUCTS = words("bmm einsum mm mul multiply matmul _grouped_mm grouped_mm")
+
+
 # Layers: the numbers of their weight and their bias.
 _LAYERS = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), (1, 2)),
@@ -50,7 +46,6 @@ _LAYERS = {
     "addmm": (2, 0),
     "multi_head_attention_forward": (11, 12),
 }
-_NORMS = words("layer_norm rms_norm group_norm batch_norm instance_norm")
 _ZEROS = words("zeros zeros_like new_zeros empty_like new_empty")
 
 
@@ -75,15 +70,6 @@ Ends = dict[str, End]  # by the name of a tensor
 _Added = dict[str, float]  # `End.added` alone
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """A residual sum: the stream, the branch, and whether what comes of the sum is normalised at once."""
-
-    stream: Node
-    branch: Node
-    normed: bool
-
-
 def block_ends(block: nn.Module, outputs: list[Node]) -> tuple[Ends, int]:
     """The tensors of a block that end its residual branches, and how many branches end in no such tensor.
 
@@ -95,69 +81,7 @@ def block_ends(block: nn.Module, outputs: list[Node]) -> tuple[Ends, int]:
     return ends | {name: ends[twin] for name, twin in _twins(block, ends, outputs)}, lost + without
 
 
-def residual_sums(outputs: list[Node]) -> tuple[list[_Sum], int]:
-    """Every residual sum, from the outputs of a block back to its inputs; and how many inputs beside the stream are
-    added to it as they come, which nothing in the block scales."""
-    found: list[_Sum] = []
-    foreign = 0
-    seen: set[Node] = set()
-    ways = [(node, False) for node in outputs]
-    while ways:
-        node, normed = ways.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        pair = _residual(node)
-        if pair:
-            found.append(_Sum(*pair, normed))
-            ways.append((pair[0], False))
-        elif node.op in _NORMS:
-            ways += [(before, True) for before in _nodes_of(node.args[:1])]
-        elif node.op in _FIRST:
-            ways += [(before, normed) for before in _nodes_of(node.args[:1])]
-        elif node.op in _JOINED or node.op in _PRODUCTS:
-            ways += [(before, normed) for before in node.inputs()]
-        elif node.op in _SUMS:
-            terms = _nodes_of(node.args)
-            foreign += node.op == "add" and len(terms) > 1 and all(_stripped(term).op == "input" for term in terms)
-            ways += [(before, normed) for before in terms]
-    return found, foreign
-
-
-def _residual(node: Node) -> tuple[Node, Node] | None:
-    """Stream and branch of a sum x + f(x); also of x + f(x) + g(x), where g(x) does not depend on f(x)."""
-    if node.op != "add" or len(terms := _nodes_of(node.args[:2])) < 2:
-        return None
-    for stream, branch in (terms, terms[::-1]):
-        if _sources(stream) <= _behind([branch]):
-            return stream, branch
-    for stream, branch in (terms, terms[::-1]):
-        inner, other = _residual(_stripped(stream)), _residual(_stripped(branch))
-        if inner and not other and _sources(inner[0]) <= _behind([branch]):
-            return stream, branch
-    return None
-
-
-def _sources(node: Node) -> set[Node]:
-    """What a node is a reshaped form of; of parts that are joined, what each of them is."""
-    node = _stripped(node)
-    if node.op in _JOINED and (parts := _nodes_of(node.args[:1])):
-        return set().union(*map(_sources, parts))
-    return {node}
-
-
-def _stripped(node: Node) -> Node:
-    """What a node is a reshaped, cast, cut-out or dropped-out form of, or that times a number (MiniMax's stream)."""
-    while True:
-        if node.op in _FIRST and _nodes_of(node.args[:1]):
-            node = node.args[0]
-        elif node.op in ("mul", "multiply") and len(factors := _nodes_of(node.args)) == 1:
-            (node,) = factors
-        else:
-            return node
-
-
-def _checked(outputs: list[Node], sums: list[_Sum]) -> tuple[Ends, int]:
+def _checked(outputs: list[Node], sums: list[ResidualSum]) -> tuple[Ends, int]:
     """The ends of all branches, without those on which more depends than their branches; and how many have none.
 
     A branch whose ends another one needs as well (a gate of two) is looked at once more, without these.
@@ -174,10 +98,10 @@ def _checked(outputs: list[Node], sums: list[_Sum]) -> tuple[Ends, int]:
     return ends, sum(not own for own in kept)
 
 
-def _kept(outputs: list[Node], sums: list[_Sum], found: Sequence[_Added | None]) -> list[_Added | None]:
+def _kept(outputs: list[Node], sums: list[ResidualSum], found: Sequence[_Added | None]) -> list[_Added | None]:
     """Of the ends of each sum's branch, those on which nothing else in the block depends."""
     branches = [one.branch for one in sums]
-    free = _names(_behind(outputs, {branch for branch, ends in zip(branches, found, strict=True) if ends}))
+    free = _names(behind(outputs, {branch for branch, ends in zip(branches, found, strict=True) if ends}))
     for index, ends in enumerate(found):
         others = [set(other or ()) for place, other in enumerate(found) if place != index]
         if ends and any(ends.keys() != other for other in others if ends.keys() & other):
@@ -185,7 +109,7 @@ def _kept(outputs: list[Node], sums: list[_Sum], found: Sequence[_Added | None])
     kept = [ends if ends and not ends.keys() & free else None for ends in found]
     held = {name for ends in kept if ends for name in ends}
     for index, (branch, ends) in enumerate(zip(branches, kept, strict=True)):
-        if ends and _names(_behind([branch], set(branches) - {branch})) & (held - ends.keys()):
+        if ends and _names(behind([branch], set(branches) - {branch})) & (held - ends.keys()):
             kept[index] = None
     return kept
 
@@ -208,21 +132,21 @@ def _degree_one(node: Node, stream: Node, taken: Collection[str]) -> _Added | No
     if node.op in _LAYERS:
         parts = [_argument(node, number, name) for number, name in zip(_LAYERS[node.op], _NAMES, strict=False)]
         return _all(parts[:1] + [part for part in parts[1:] if part is not None], stream, taken)
-    if node.op in _FIRST:
+    if node.op in FIRST:
         return _all(node.args[:1], stream, taken)
-    if node.op in _JOINED:
-        return _all(_nodes_of(node.args[:1]), stream, taken)
-    if node.op in _SUMS:
-        if (inner := _residual(node)) and (ends := _inner_sum(*inner, stream, taken)) is not None:
+    if node.op in JOINED:
+        return _all(nodes_of(node.args[:1]), stream, taken)
+    if node.op in SUMS:
+        if (inner := residual_terms(node)) and (ends := _inner_sum(*inner, stream, taken)) is not None:
             return ends
-        terms = [_argument(node, number, _SOURCES[number]) for number in _SUMS[node.op]]
+        terms = [_argument(node, number, _SOURCES[number]) for number in SUMS[node.op]]
         return _offset(terms, stream, taken) if node.op == "add" else _all(terms, stream, taken)
-    if node.op in _PRODUCTS:
-        factors = sorted(node.inputs(), key=lambda factor: stream not in _behind([factor]))
+    if node.op in PRODUCTS:
+        factors = sorted(node.inputs(), key=lambda factor: stream not in behind([factor]))
         for factor in factors:
             ends = _scaled_by(factor, stream, taken)
             rest = [other for other in factors if other is not factor]
-            if ends is not None and not ends.keys() & _names(_behind(rest)) and len(rest) == len(factors) - 1:
+            if ends is not None and not ends.keys() & _names(behind(rest)) and len(rest) == len(factors) - 1:
                 return ends
     return None
 
@@ -238,7 +162,7 @@ def _argument(node: Node, number: int, name: str) -> object:
 
 def _inner_sum(inner: Node, branch: Node, stream: Node, taken: Collection[str]) -> _Added | None:
     """What scales y + h(y) inside a branch: what scales y, and what h adds, if h is linear in y."""
-    ends, offsets = _scaled_by(inner, stream, taken), _offsets(branch, _stripped(inner))
+    ends, offsets = _scaled_by(inner, stream, taken), _offsets(branch, stripped(inner))
     return None if not ends or offsets is None else ends | offsets
 
 
@@ -246,16 +170,16 @@ def _offsets(node: Node, source: Node) -> _Added | None:
     """The biases that have to be scaled for a node to be of degree one in `source`; None if it is of another."""
     if node is source:
         return {}
-    if node.op in _LAYERS and node.op not in _NORMS:
+    if node.op in _LAYERS and node.op not in NORMS:
         bias = _argument(node, _LAYERS[node.op][-1], "bias")
         inside = _offsets(node.args[0], source) if type(node.args[0]) is Node else None
         if inside is None or (isinstance(bias, Node) and bias.op != "tensor"):
             return None
         return inside | ({bias.name: 0.0} if isinstance(bias, Node) else {})
-    if node.op in _FIRST and type(node.args[0]) is Node:
+    if node.op in FIRST and type(node.args[0]) is Node:
         return _offsets(node.args[0], source)
-    if node.op in _PRODUCTS:
-        made = [factor for factor in node.inputs() if source in _behind([factor])]
+    if node.op in PRODUCTS:
+        made = [factor for factor in node.inputs() if source in behind([factor])]
         return _offsets(made[0], source) if len(made) == 1 else None
     return None
 
@@ -284,29 +208,13 @@ def _offset(terms: list, stream: Node, taken: Collection[str]) -> _Added | None:
     return {next(iter(ends)): float(numbers[0])} if ends and list(ends.values()) == [0.0] else None
 
 
-def _behind(nodes: Collection[Node], cut: Collection[Node] = ()) -> set[Node]:
-    """The nodes that some nodes are made of, themselves included, without what lies behind the `cut`."""
-    seen: set[Node] = set()
-    ways = list(nodes)
-    while ways:
-        node = ways.pop()
-        if node not in seen and node not in cut:
-            seen.add(node)
-            ways += node.inputs()
-    return seen
-
-
 def _names(nodes: Collection[Node]) -> set[str]:
     return {node.name for node in nodes if node.op == "tensor"}
 
 
-def _nodes_of(values: object) -> list[Node]:
-    return list(Node("", (values,)).inputs())
-
-
 def _twins(block: nn.Module, ends: Ends, outputs: list[Node]) -> Iterator[tuple[str, str]]:
     """Tensors of experts like one that was followed, each with that one's: which of them runs depends on the data."""
-    read = _names(_behind(outputs))
+    read = _names(behind(outputs))
     for name in ends:
         for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
             for other, _ in block.named_parameters():

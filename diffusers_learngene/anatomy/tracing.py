@@ -17,7 +17,6 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
@@ -25,10 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text, such as names of torch functions."""
-    return frozenset(text.split())
+from .nodes import Node, Trace, TracingError, flat, nodes_in, words
 
 
 _RUNS = (4, 40)  # of one forward with the same inputs: mostly it is others that it wants
@@ -46,34 +42,6 @@ _AXES = (3, 1, 2, 4)
 _FACTORIES = words(
     "arange as_tensor empty empty_strided eye full linspace normal ones rand randint randn randperm tensor zeros"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One step: the torch function of that name and its arguments; or a leaf.
-
-    Leaves are "tensor", a parameter or buffer of the block with its `name` in it; "input"; and "constant".
-    """
-
-    op: str
-    args: tuple = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-
-    def inputs(self) -> Iterator["Node"]:
-        return nodes_in((self.args, self.kwargs))
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a block's forward returns, and which of its modules hold a tensor that is read by another module."""
-
-    outputs: list[Node]
-    read_outside: frozenset[str]
-
-
-class TracingError(Exception):
-    """A forward that cannot be followed."""
 
 
 def trace(block: nn.Module) -> Trace:
@@ -316,16 +284,3 @@ def _described(value: Any) -> Any:
     if type(value) is slice:
         return _described((value.start, value.stop, value.step))
     return tuple(_described(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def flat(value: Any) -> Iterator[Any]:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
-    if parts is None:
-        yield value
-    else:
-        for part in parts:
-            yield from flat(part)
-
-
-def nodes_in(value: Any) -> Iterator[Node]:
-    return (part for part in flat(value) if type(part) is Node)
