@@ -31,7 +31,7 @@ from .blocks import (
     target_names,
 )
 from .kinds import BlockKind, kinds_of_blocks
-from .residual import Ends
+from .residual import End, Ends
 from .table import table
 from .tensors import shared_between_blocks, tensors_of
 
@@ -43,19 +43,25 @@ class Anatomy:
     through.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any] | None = None) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Any] | None = None, known_ends: Mapping[str, End] | None = None
+    ) -> None:
+        self.model, self.inputs, self.known_ends = model, inputs, known_ends or {}
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Mapping[str, Any] | None = None) -> "Anatomy":
+    def of(
+        cls, model: nn.Module, inputs: Mapping[str, Any] | None = None, known_ends: Mapping[str, End] | None = None
+    ) -> "Anatomy":
         """The anatomy of a model; of one that is being adapted just now, as it has been read already (`handed_on`).
 
         Args:
             inputs: arguments of one call of the model, as small as they may be. They are used only if a block cannot
                 be followed without numbers; for transformers' models they are made up if not given.
+            known_ends: what a real call of a model of another size has shown (`watched_ends`), for blocks that cannot
+                be followed in this one.
         """
         known = _HANDED_ON.get()
-        return known if known is not None and known.model is model else cls(model, inputs)
+        return known if known is not None and known.model is model else cls(model, inputs, known_ends)
 
     @cached_property
     def stacks(self) -> dict[str, nn.Module]:
@@ -122,17 +128,37 @@ class Anatomy:
         Warns:
             UserWarning: a block cannot be followed, or a branch has no such end. It then has none here.
         """
+        found: Ends = {}
         for kind in self.blocks:
-            reason = kind.reason or f"{kind.lost} of its residual branches end in nothing that scales them alone"
-            if kind.reason or kind.lost:
+            stack = next(stack for stack in self.stacks if kind.paths[0].startswith(f"{stack}."))
+            own, known = kind.ends, self._known(stack)
+            if (kind.reason or kind.lost) and known:
+                own = known
+            elif kind.reason or kind.lost:
+                reason = kind.reason or f"{kind.lost} of its residual branches end in nothing that scales them alone"
                 warnings.warn(
                     f"{kind.cls.__name__}: {reason}. A descendant of another depth keeps these branches as they are, "
-                    "so that their sum grows or shrinks with the depth: train it before use. (Inputs of one call, "
-                    "`Anatomy.of(model, inputs)`, may show more.)",
+                    "so that their sum grows or shrinks with the depth: train it before use. (One call may show "
+                    "more: `Anatomy.of(model, inputs)`, `Learngene.condense(model, inputs=)`.)",
                     stacklevel=_level_of_caller(),
                 )
+            found |= {f"{path}.{name}": end for name, end in own.items() for path in kind.paths}
+        return found
+
+    def _known(self, stack: str) -> Ends:
+        prefix = f"{stack}.*."
+        return {key.removeprefix(prefix): end for key, end in self.known_ends.items() if key.startswith(prefix)}
+
+    @cached_property
+    def watched_ends(self) -> Ends:
+        """The ends that only a real call has shown, by stack and path in the block, "blocks.*.down.weight"."""
         return {
-            f"{path}.{name}": end for kind in self.blocks for name, end in kind.ends.items() for path in kind.paths
+            f"{stack}.*.{name}": end
+            for kind in self.blocks
+            if kind.watched
+            for stack in self.stacks
+            if kind.paths[0].startswith(f"{stack}.")
+            for name, end in kind.ends.items()
         }
 
     @cached_property

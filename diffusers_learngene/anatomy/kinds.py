@@ -2,7 +2,7 @@
 """One block of each kind in a model, and what its forward does: the others of its kind do the same."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,7 @@ class BlockKind:
         trace: None where the forward cannot be followed; `reason` says why.
         ends: of one block, by the names of its tensors (`residual.block_ends`).
         lost: residual branches that end in nothing which scales them alone.
+        watched: whether all this was seen in a real call.
     """
 
     cls: type[nn.Module]
@@ -30,6 +31,7 @@ class BlockKind:
     ends: Ends
     lost: int = 0
     reason: str = ""
+    watched: bool = False
 
 
 def kinds_of_blocks(
@@ -52,7 +54,7 @@ def kinds_of_blocks(
     unread = {kind.paths[0]: index for index, kind in enumerate(found) if kind.reason or kind.lost}
     for path, trace_of in _recorded(model, inputs, unread).items() if unread else ():
         known = found[unread[path]]
-        watched = _kind(model.get_submodule(path), known.paths, trace_of)
+        watched = replace(_kind(model.get_submodule(path), known.paths, trace_of), watched=True)
         if known.reason or watched.lost < known.lost:
             found[unread[path]] = watched
     return found

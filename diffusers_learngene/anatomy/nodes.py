@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward computes, as a graph of its steps: found without numbers (`tracing`), or in a real call (`recorded`)."""
+"""What a forward computes, as a graph of steps, found without numbers (`tracing`) or in a real call (`recorded`)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

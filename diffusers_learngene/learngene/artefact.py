@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anatomy import Anatomy
+from ..anatomy import Anatomy, End
 from ..anatomy.companions import Companions
 from ..anatomy.models import check_config, empty_model, num_labels
 from ..anatomy.sizes import override_config
@@ -52,6 +52,8 @@ class ArtefactConfig:
         ancestry: Hub id of the ancestry model, if it has one.
         init_seed: seed from which the ancestry was initialised, if the bank makes only what training added to that.
         class_tailors: of KIND, by class, the tailors that it opens (`classes`); None of the other methods.
+        watched_ends: what ends residual branches where only a real call of the ancestry has shown it, by stack and
+            path in a block: [what is added, whether a norm follows], as `anatomy.End` has them.
         companions: JSON that belongs to a descendant; files of before it was recorded have none.
         format_version: of this file layout.
     """
@@ -65,6 +67,7 @@ class ArtefactConfig:
     ancestry: str | None = None
     init_seed: int | None = None
     class_tailors: ClassTailors | None = None
+    watched_ends: dict[str, list] = field(default_factory=dict)
     companions: Companions = field(default_factory=Companions)
     format_version: int = FORMAT_VERSION
 
@@ -93,7 +96,8 @@ class ArtefactConfig:
         Raises:
             ValueError: the config makes no such model, or one without blocks that share.
         """
-        anatomy = Anatomy.of(empty_model(self.architecture, base_config))
+        known_ends = {key: End(*value) for key, value in self.watched_ends.items()}
+        anatomy = Anatomy.of(empty_model(self.architecture, base_config), known_ends=known_ends)
         modules = dict(anatomy.model.named_modules())
         for stack in {parse_group_key(key)[0] for key in self.bank_sizes} & modules.keys() - {"", *anatomy.stacks}:
             raise ValueError(f"{stack!r} would have fewer than two blocks that share: the least depth is 2.")
@@ -156,7 +160,7 @@ def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
         value = values.get(name)
         if type(value) is not type(known[0]) or value not in known:
             raise LearngeneError(f"{name}={value!r} is none of {known}: update diffusers-learngene.")
-    values = exact_fields(ArtefactConfig, {"companions": asdict(Companions()), **values})
+    values = exact_fields(ArtefactConfig, {"companions": asdict(Companions()), "watched_ends": {}, **values})
     kinds = {"architecture": str, "base_config": dict, "bank_sizes": dict, "widths": list, "condensed_for": list}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
@@ -168,6 +172,8 @@ def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
         raise LearngeneError(f"ancestry={config.ancestry!r} must be a Hub id or null.")
     if config.init_seed is not None:
         check_integer("init_seed", config.init_seed, least=0, most=2**63 - 1)
+    if not isinstance(config.watched_ends, dict) or not all(map(_is_end, config.watched_ends.values())):
+        raise LearngeneError(f"watched_ends={config.watched_ends!r} must map names to [a number, true or false].")
     for key, size in config.bank_sizes.items():
         config.factors.check_size(f"bank_sizes[{key!r}]", size)
     labels = num_labels(config.architecture, config.base_config)
@@ -187,6 +193,11 @@ def _config_of(values: Any, shapes: Mapping[str, list[int]]) -> ArtefactConfig:
                 raise LearngeneError(f"{name}: {overrides!r} must be config overrides.")
             check_config(config.override(overrides), most=most)
     return config
+
+
+def _is_end(value: Any) -> bool:
+    """Whether a value of `watched_ends` is one."""
+    return isinstance(value, list) and [type(part) for part in value] == [float, bool] and value[0] in (0.0, 1.0)
 
 
 def _check_shapes(config: ArtefactConfig, layouts: list[Layout], found: Mapping[str, list[int]]) -> None:

@@ -22,7 +22,7 @@ import copy
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +159,7 @@ class Learngene(SharedArtefact):
         companions: Any = None,
         revision: str | None = None,
         include_tokenizer: bool = False,
+        inputs: Mapping[str, Any] | None = None,
     ) -> "Learngene":
         """Condense an ancestry model in closed form: seconds, no data.
 
@@ -182,6 +183,8 @@ class Learngene(SharedArtefact):
             revision: of a Hub id; default: the newest, because a model does not say which one it was loaded from.
             include_tokenizer: carry the tokenizer's files, too, in a folder beside the file. Default: they are taken
                 from the ancestry when they are needed.
+            inputs: arguments of one call of the model, as small as they may be: of use where a warning says that a
+                block cannot be followed (`anatomy.Anatomy`). What they show is recorded for the descendants.
 
         Raises:
             ValueError: no repeated blocks, no target matched, a template larger than its matrix, a PEFT-wrapped or
@@ -190,7 +193,7 @@ class Learngene(SharedArtefact):
         """
         check_unwrapped(model)
         architecture, base_config = type(model).__name__, model_config(model)
-        anatomy = Anatomy.of(prepare_ancestry_(model))
+        anatomy = Anatomy.of(prepare_ancestry_(model), inputs)
         check_ancestry(anatomy)
         warn_of_experts(anatomy)
         belongings = belongings_of(model, companions, revision=revision)
@@ -210,6 +213,7 @@ class Learngene(SharedArtefact):
             ancestry=hub_id(ancestry) or hub_id(belongings.source.name if belongings.source else None),
             init_seed=init_seed,
             class_tailors=class_tailors,
+            watched_ends={key: [end.added, end.normed] for key, end in anatomy.watched_ends.items()},
             companions=Companions.read(asdict(belongings.small), architecture, base_config),
         )
         learngene = cls(description, {key: value.cpu().contiguous() for key, value in tensors.items()}, [layout])

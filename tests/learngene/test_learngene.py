@@ -14,6 +14,7 @@ from torch import nn
 from ancestries import ARCHITECTURES, ancestry, depth, each_method, learngene, lossless, select_layers, stock, width
 from diffusers_learngene import Learngene, WAVEConfig
 from diffusers_learngene.anatomy import Anatomy
+from diffusers_learngene.anatomy.nodes import TracingError
 from diffusers_learngene.anatomy.tensors import tensors_of
 from diffusers_learngene.functional.resize import DepthInit, resize_depth
 from diffusers_learngene.initializers import scratch
@@ -564,3 +565,24 @@ def test_no_class_of_its_own():
     model = DiT(num_layers=2, num_attention_heads=2, attention_head_dim=8, sample_size=8)
     with pytest.raises(ValueError, match="architecture='DiT' is not a model class"):
         Learngene.condense(model)
+
+
+def test_what_a_call_has_shown_is_recorded_for_descendants(monkeypatch, tmp_path):
+    """Where a block cannot be followed, one call of the ancestry tells its descendants what to scale, by the file."""
+    tiny, overrides = ancestry("dit"), {"num_layers": 5}
+    expected = Learngene.condense(tiny.model).descend(**overrides).merge_and_unload()
+
+    def stubborn(block):
+        raise TracingError("its forward cannot be followed (here)")
+
+    monkeypatch.setattr("diffusers_learngene.anatomy.kinds.trace", stubborn)
+    with pytest.warns(UserWarning, match="BasicTransformerBlock: .* cannot be followed.*condense"):
+        blind = Learngene.condense(tiny.model)
+    assert blind.config.watched_ends == {}
+    Learngene.condense(tiny.model, inputs=tiny.inputs).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Learngene.from_pretrained(tmp_path).descend(**overrides).merge_and_unload()
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[key], tensor), key
