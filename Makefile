@@ -25,7 +25,7 @@ demo: .venv/.train  ## condense a small DiT into one learngene and build models 
 	$(LAUNCH) examples/train_wave.py --output_dir outputs/wave --resume_from_checkpoint latest
 
 test: quality  ## check the style and the types, then run every test
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-fast: .venv/.test  ## run the tests that take seconds
 	$(BIN)/python -m pytest --numprocesses auto -m "not slow"

@@ -5,9 +5,11 @@ Whatever lies in a file, reading it ends in a learngene that fits its own descri
 ranges, keys and shapes are checked in the file's header, before a tensor is read or a model of such a config is built.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,9 @@ class ArtefactConfig:
         return layout_of(anatomy, self.bank_sizes, self.factors)
 
     def layout(self, base_config: dict) -> Layout:
-        """Where the tensors of a model of that config lie; errors as `skeleton`."""
-        return self.layout_of(self.skeleton(base_config))
+        """Where the tensors of a model of that config lie; errors as `skeleton`. Not to be changed: it is kept."""
+        parts = (self.architecture, base_config, self.method, self.bank_sizes, self.watched_ends)
+        return _layout(*(json.dumps(part) for part in parts))
 
     def shapes(self, layouts: list[Layout]) -> dict[str, list[int]]:
         """Shape of every tensor of the learngene, given the layout of every width."""
@@ -128,6 +131,14 @@ class ArtefactConfig:
                     lead = [] if key.startswith("shared.") else [len(entry.names)]
                     shapes[f"sizes.{index}.{key}"] = [*lead, *shape]
         return shapes
+
+
+@lru_cache(maxsize=64)
+def _layout(*parts: str) -> Layout:
+    """`ArtefactConfig.layout`, of the same config once: a run asks for those of its sizes again and again."""
+    architecture, base_config, method, bank_sizes, watched_ends = map(json.loads, parts)
+    config = ArtefactConfig(architecture, base_config, method, bank_sizes, watched_ends=watched_ends)
+    return config.layout_of(config.skeleton(base_config))
 
 
 def read_artefact(path: Path) -> tuple[ArtefactConfig, dict[str, Tensor], list[Layout]]:

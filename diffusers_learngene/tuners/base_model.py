@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
@@ -77,6 +76,8 @@ def check_read(model: nn.Module, name: str) -> None:
     parent: Any = model.get_submodule(path)
     if not getattr(parent, "fused_projections", False):
         return
+    from diffusers.models.attention_processor import Attention  # (takes half a second)
+
     fused = not isinstance(parent, Attention) or type(parent.processor).__name__.startswith("Fused")
     parts = {"to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"} | (
         set() if hasattr(parent, "to_kv") else {"to_q"}

@@ -11,22 +11,26 @@ from a file of its own, under the first one's prefix (`load_lora_weights(..., lo
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import DiffusionPipeline
-from diffusers.loaders import lora_pipeline
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..hub.files import write_tensors
 
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+# As in diffusers.loaders.lora_base, whose import takes seconds.
+LORA_WEIGHT_NAME_SAFE = "pytorch_lora_weights.safetensors"
+LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 # Component -> prefix under which its loader looks for it, and file.
 _OWN_FILES = {"transformer_2": ("transformer", LORA_WEIGHT_NAME_SAFE.replace(".", "_2."))}
 
 
-def place_of(component: str, pipeline: DiffusionPipeline | type | None = None) -> tuple[str, str]:
+def place_of(component: str, pipeline: "DiffusionPipeline | type | None" = None) -> tuple[str, str]:
     """Prefix and file name of a component's LoRA.
 
     Args:
@@ -36,6 +40,8 @@ def place_of(component: str, pipeline: DiffusionPipeline | type | None = None) -
         ValueError: the loader of the pipeline, or any of diffusers', knows no such component.
     """
     if pipeline is None:
+        from diffusers.loaders import lora_pipeline
+
         loaders = [value for value in vars(lora_pipeline).values() if isinstance(value, type)]
         known = sorted({name for cls in loaders for name in getattr(cls, "_lora_loadable_modules", ())})
         whose = "diffusers' pipelines"

@@ -5,10 +5,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 
 from diffusers_learngene.data import image_classes as data
 
@@ -127,13 +129,19 @@ def train_gtl():
     )
 
 
+def _save_small(figure, save, path, *, dpi, **options):
+    save(figure, path, dpi=20, **options)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def digits():
-    """200 digits instead of 1,797, because they are decoded in every run; and no search for garbage between models."""
+    """200 digits instead of 1,797, because they are decoded in every run; no search for garbage between models; and
+    small pictures, which `tests/runs/test_plots.py` looks at in full."""
     few = data._digits().select(range(200))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "_digits", lambda: few)
         patch.setattr("accelerate.utils.memory.gc.collect", lambda: 0)
+        patch.setattr(Figure, "savefig", partialmethod(_save_small, Figure.savefig))
         yield few
 
 

@@ -108,6 +108,7 @@ def test_push(train_grl, hub, tmp_path):
 
 @pytest.mark.slow
 def test_speed(grl_speed, tmp_path):
-    grl_speed("--output_dir", tmp_path)
+    done = grl_speed.launch("", *grl_speed.tiny, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "grl_speed.json").read_text())["rows"]
     assert [row["side"] for row in rows] == ["bare", "life", "sb3"] and all(row["steps/s"] > 0 for row in rows)

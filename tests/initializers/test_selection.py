@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ancestries import ARCHITECTURES, OUTPUTS, ancestry, depth, select_layers, stock, width
+from diffusers_learngene.functional.resize import residual_gain
 from diffusers_learngene.initializers import selection
 from models import run
 
@@ -31,12 +32,13 @@ def test_same_size_is_the_ancestry(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("layers", [2, 5])
 def test_depth(name, layers):
-    """With the gain of L / L', the very layers that a learngene takes; without, their branches are as they were."""
+    """With a learngene's gain, the very layers that it takes; without, their branches are as they were."""
     tiny = ancestry(name)
     reference = select_layers(name, depth(name, layers))
     source = 2 if name in ("pixart", "flux", "sana", "lumina2") else 3
+    gain = residual_gain(source, layers, normed=name == "bert")
     close(
-        run(selection(tiny.model, depth(name, layers), gain=source / layers).eval(), tiny.inputs),
+        run(selection(tiny.model, depth(name, layers), gain=gain).eval(), tiny.inputs),
         run(reference, tiny.inputs),
     )
 
@@ -45,7 +47,7 @@ def test_depth(name, layers):
         path = key.rpartition(".")[0]
         output = any(path.endswith(f".{role}") for role in OUTPUTS[name]) and path[-1] != "_"
         block = any(part.isdigit() for part in key.split(".")[:4])
-        torch.testing.assert_close(value * source / layers if output and block else value, scaled[key])
+        torch.testing.assert_close(value * gain if output and block else value, scaled[key])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -11,10 +11,9 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
@@ -26,6 +25,10 @@ from ...hub.files import write_tensors
 from ..lora_files import place_of, write_component
 from ..scalers import PREFIX, adapted_layers, adapter_config, target_modules
 from .config import FINEConfig
+
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @torch.no_grad()
@@ -104,7 +107,7 @@ def save_as_lora(
     adapter_name: str = "default",
     *,
     component: str | None = None,
-    pipeline: DiffusionPipeline | type | None = None,
+    pipeline: "DiffusionPipeline | type | None" = None,
 ) -> None:
     """Write an added FINE adapter as a LoRA that needs nothing of this package.
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -75,9 +77,12 @@ print(hashlib.sha256(b"".join(array.tobytes() for array in life.actor.values()))
 def test_a_life_does_not_depend_on_how_many_threads_there_could_be():
     """Only a new process reads what its environment says of them."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environments = [os.environ | dict.fromkeys(names, threads) for threads in ("1", "2")]
-    command = [sys.executable, "-c", LIVE]
-    assert len({subprocess.check_output(command, env=one, timeout=100) for one in environments}) == 1
+    environment = os.environ | dict.fromkeys(names, "2")  # here it is 1
+    there = subprocess.check_output([sys.executable, "-c", LIVE], env=environment, timeout=100, text=True)
+    here = io.StringIO()
+    with contextlib.redirect_stdout(here):
+        exec(LIVE, {})
+    assert here.getvalue() == there != ""
 
 
 def test_inherited_layers_are_there_at_birth_and_the_others_fresh():
