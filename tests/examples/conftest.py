@@ -130,7 +130,7 @@ def train_gtl():
 
 
 def _save_small(figure, save, path, *, dpi, **options):
-    save(figure, path, dpi=20, **options)
+    save(figure, path, dpi=min(dpi, 72), **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
