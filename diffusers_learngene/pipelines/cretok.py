@@ -11,9 +11,10 @@ adapters, schedulers, offloading, callbacks, `from_pipe` to its siblings) goes o
 tables and nowhere else; what the pipeline knows about its tokens is in its config, under "_cretok", which stock
 diffusers saves and ignores.
 
-What T5 sees. CreTok is a row of CLIP's tables; T5 has none, and reads the artefact's plain word ("creative") in its
-place, in `prompt_2` (Flux) and `prompt_3` (SD3), too. To drop T5 from SD3 altogether, load the pipeline with
-`text_encoder_3=None, tokenizer_3=None`, as diffusers has it; Flux cannot do without.
+What T5 sees. CreTok is a row of CLIP's tables; T5 has none, and its tokenizer reads the artefact's plain word
+("creative") in its place: in `prompt_2` (Flux) and `prompt_3` (SD3), too, and in every pipeline that shares it. To
+drop T5 from SD3 altogether, load the pipeline with `text_encoder_3=None, tokenizer_3=None`, as diffusers has it; Flux
+cannot do without.
 """
 
 import json
@@ -34,8 +35,8 @@ from diffusers import (
 from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.utils import logging
 
-from .encoders import ClipEncoder, clip_encoders, get_row, put_row_
-from .prompts import blend_prompt, in_plain_words
+from .encoders import ClipEncoder, clip_encoders, get_row, put_row_, read_as_, t5_tokenizers
+from .prompts import blend_prompt
 from .token import CreTok, CreTokConfig, check_token
 
 
@@ -59,6 +60,12 @@ class CreTokPipeline(DiffusionPipeline, TextualInversionLoaderMixin):
     """What all CreTok pipelines share; its own `from_pretrained`, `from_pipe` and `download` choose one of them."""
 
     base_class: ClassVar[type[DiffusionPipeline]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # diffusers goes by the name of a class: in the folders that it saves, which anyone's diffusers shall load, and
+        # where AutoPipeline looks for its siblings.
+        cls.__name__ = cls.base_class.__name__
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "CreTokPipeline":
@@ -87,13 +94,27 @@ class CreTokPipeline(DiffusionPipeline, TextualInversionLoaderMixin):
         return super(CreTokPipeline, family).download(pretrained_model_name, **kwargs)
 
     def to_json_string(self) -> str:
-        # Names the base's class, so that anyone's diffusers loads what this pipeline saves.
         config = json.loads(super().to_json_string())
-        return json.dumps(config | {"_class_name": self.base_class.__name__}, indent=2, sort_keys=True) + "\n"
+        if _CONFIG_KEY in config:  # what is written goes by what is there
+            config[_CONFIG_KEY] = {token: config[_CONFIG_KEY][token] for token in self.cretok_tokens}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @property
     def cretok_tokens(self) -> dict[str, CreTokConfig]:
-        """The tokens that are loaded, in the order in which they came."""
+        """The tokens that are loaded, in the order in which they came: in the tokenizers of all CLIP text encoders.
+
+        (Pipelines that share the encoders may have taken some out.)
+        """
+        vocabularies = [encoder.tokenizer.get_vocab() for encoder in clip_encoders(self.components).values()]
+        return {
+            token: config
+            for token, config in self._described.items()
+            if all(token in vocabulary for vocabulary in vocabularies)
+        }
+
+    @property
+    def _described(self) -> dict[str, CreTokConfig]:
+        """The tokens that were loaded into this pipeline, or one that it was made from, and not unloaded by it."""
         return {token: CreTokConfig(**entry) for token, entry in self.config.get(_CONFIG_KEY, {}).items()}
 
     def load_cretok(
@@ -145,17 +166,18 @@ class CreTokPipeline(DiffusionPipeline, TextualInversionLoaderMixin):
                 )
             there = get_row(encoder, token)
             row = cretok.rows[name].to(encoder.table.weight)
-            if there is not None and token not in self.cretok_tokens and not torch.equal(there, row):
+            if there is not None and token not in self._described and not torch.equal(there, row):
                 raise ValueError(
                     f"token={token!r} is in the vocabulary of {name} and no CreTok of this pipeline: give it another "
                     "name with token=."
                 )
+        t5_tokenizers(self.components)  # refuses what it could not tell of the token
         trained_for, own = cretok.config.base_class, self.base_class.__name__
         if trained_for not in (None, own):
             logger.warning(f"{token!r} was trained for {trained_for} and is loaded into a {own}.")
         for name, encoder in encoders.items():
             put_row_(encoder, token, cretok.rows[name])
-        self._describe(self.cretok_tokens | {token: cretok.config.renamed(token)})
+        self._describe(self._described | {token: cretok.config.renamed(token)})
 
     def unload_cretok(self, tokens: str | Sequence[str] | None = None) -> None:
         """Take tokens out of the tokenizers and the tables again; default: all that are loaded.
@@ -163,16 +185,31 @@ class CreTokPipeline(DiffusionPipeline, TextualInversionLoaderMixin):
         Raises:
             ValueError: a token that is not loaded.
         """
-        loaded = self.cretok_tokens
+        loaded = self._described
         for token in list(loaded) if tokens is None else [tokens] if isinstance(tokens, str) else tokens:
             if token not in loaded:
                 raise ValueError(f"token={token!r} is none of the loaded ones: {list(loaded)}.")
             for encoder in self._clip_encoders().values():
-                self.unload_textual_inversion([token], tokenizer=encoder.tokenizer, text_encoder=encoder.model)
-                encoder.table.weight.requires_grad_(False)
-                encoder.model.config.vocab_size = len(encoder.table.weight)
+                if get_row(encoder, token) is not None:
+                    self._take_out([token], encoder)
+            for tokenizer in t5_tokenizers(self.components):
+                read_as_(tokenizer, token, None)
             del loaded[token]
         self._describe(loaded)
+
+    def unload_textual_inversion(
+        self, tokens: str | list[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
+    ) -> None:
+        """As diffusers'; a CreTok that one text encoder has lost is taken out of the others as well."""
+        self._take_out(tokens, ClipEncoder(tokenizer or self.tokenizer, text_encoder or self.text_encoder))
+        if lost := self._described.keys() - self.cretok_tokens.keys():
+            self.unload_cretok(sorted(lost))
+
+    def _take_out(self, tokens: str | list[str] | None, encoder: ClipEncoder) -> None:
+        trained = encoder.table.weight.requires_grad
+        super().unload_textual_inversion(tokens, tokenizer=encoder.tokenizer, text_encoder=encoder.model)
+        encoder.table.weight.requires_grad_(trained)  # diffusers puts a new table there
+        encoder.model.config.vocab_size = len(encoder.table.weight)
 
     def get_cretok(self, token: str | None = None) -> CreTok:
         """The artefact of a loaded token, its rows as they are in the tables; by default the only one's.
@@ -235,6 +272,9 @@ class CreTokPipeline(DiffusionPipeline, TextualInversionLoaderMixin):
         return loaded[token]
 
     def _describe(self, tokens: dict[str, CreTokConfig]) -> None:
+        for token, config in tokens.items():
+            for tokenizer in t5_tokenizers(self.components):
+                read_as_(tokenizer, token, config.plain_word)
         if tokens or self.config.get(_CONFIG_KEY):
             self.register_to_config(**{_CONFIG_KEY: {token: asdict(config) for token, config in tokens.items()}})
 
@@ -243,14 +283,6 @@ class CreTokPipeline(DiffusionPipeline, TextualInversionLoaderMixin):
         if not encoders:
             raise ValueError("this pipeline was loaded without a CLIP text encoder, which a CreTok is a row of.")
         return encoders
-
-
-class _PlainWordsForT5:
-    """T5 has no row of a CreTok, and reads its plain word."""
-
-    def _get_t5_prompt_embeds(self, prompt: Any = None, *args: Any, **kwargs: Any) -> Any:
-        words = {token: config.plain_word for token, config in self.cretok_tokens.items()}  # type: ignore[attr-defined]
-        return super()._get_t5_prompt_embeds(in_plain_words(prompt, words), *args, **kwargs)  # type: ignore[misc]
 
 
 class CreTokStableDiffusionPipeline(CreTokPipeline, StableDiffusionPipeline):
@@ -265,13 +297,13 @@ class CreTokStableDiffusionXLPipeline(CreTokPipeline, StableDiffusionXLPipeline)
     base_class = StableDiffusionXLPipeline
 
 
-class CreTokStableDiffusion3Pipeline(_PlainWordsForT5, CreTokPipeline, StableDiffusion3Pipeline):
+class CreTokStableDiffusion3Pipeline(CreTokPipeline, StableDiffusion3Pipeline):
     """Stable Diffusion 3 and 3.5: two CLIP encoders, and T5."""
 
     base_class = StableDiffusion3Pipeline
 
 
-class CreTokFluxPipeline(_PlainWordsForT5, CreTokPipeline, FluxPipeline):
+class CreTokFluxPipeline(CreTokPipeline, FluxPipeline):
     """Flux.1: one CLIP encoder, of which it sees the pooled embedding only, and T5."""
 
     base_class = FluxPipeline
@@ -295,10 +327,9 @@ def family_of(class_name: str | Sequence[str]) -> type[CreTokPipeline]:
         ValueError: there is none; the message lists the bases that there are.
     """
     name = class_name if isinstance(class_name, str) else class_name[-1]
-    known = FAMILIES | {family.__name__: family for family in FAMILIES.values()}
-    if name not in known:
+    if name not in FAMILIES:
         raise ValueError(f"a CreTok pipeline is made of one of {list(FAMILIES)}, not of {name!r}.")
-    return known[name]
+    return FAMILIES[name]
 
 
 def _hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

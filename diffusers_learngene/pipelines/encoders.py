@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A token more in CLIP's tokenizers and embedding tables: nothing else of a text encoder is touched."""
+"""A token more in CLIP's tokenizers and embedding tables, and a word for it in T5's tokenizer: nothing else of a text
+encoder is touched."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +11,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from tokenizers import Regex, normalizers
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 
-__all__ = ["ClipEncoder", "clip_encoders", "get_row", "load_clip_encoders", "put_row_"]
+__all__ = ["ClipEncoder", "clip_encoders", "get_row", "load_clip_encoders", "put_row_", "read_as_", "t5_tokenizers"]
 
 _CLIP_CLASSES: dict[str, Any] = {
     "CLIPTextModel": CLIPTextModel,
@@ -59,9 +63,11 @@ def get_row(encoder: ClipEncoder, token: str) -> Tensor | None:
 
 @torch.no_grad()
 def put_row_(encoder: ClipEncoder, token: str, row: Tensor) -> None:
-    """Give a token its embedding; it is added to the tokenizer, and the table grown in place, where needed.
+    """Give a token its embedding; it is added to the tokenizer, and a row to the table in place, where needed.
 
-    The table keeps its type, device and hooks; no random number is drawn (as `resize_token_embeddings` would).
+    A table may have more rows than the tokenizer has words. None of them is used up: they move down, and are what and
+    where they were when the token is taken out. The table keeps its type, device and hooks; no random number is drawn
+    (as `resize_token_embeddings` would).
 
     Raises:
         ValueError: the weights of the table are elsewhere, as `enable_sequential_cpu_offload` has them.
@@ -72,10 +78,13 @@ def put_row_(encoder: ClipEncoder, token: str, row: Tensor) -> None:
             f"the embedding table that {token!r} belongs into is offloaded piece by piece: load tokens before "
             "enable_sequential_cpu_offload(). (enable_model_cpu_offload() can be either before or after.)"
         )
-    encoder.tokenizer.add_tokens(token)  # nothing, if it is there
+    new = bool(encoder.tokenizer.add_tokens(token))
     index = encoder.tokenizer.convert_tokens_to_ids(token)
-    if (missing := index + 1 - len(table.weight)) > 0:
+    if (missing := index + (not new) - len(table.weight)) > 0:
         _set_weight_(encoder, torch.cat([table.weight, table.weight.new_zeros(missing, encoder.width)]))
+    if new:
+        above, below = table.weight[:index], table.weight[index:]
+        _set_weight_(encoder, torch.cat([above, table.weight.new_zeros(1, encoder.width), below]))
     table.weight[index] = row.to(table.weight)
     _pool_at_the_end_(encoder)
 
@@ -96,6 +105,50 @@ def _pool_at_the_end_(encoder: ClipEncoder) -> None:
         for module in encoder.model.modules():
             if getattr(module, "eos_token_id", None) == 2:
                 module.eos_token_id = end
+
+
+def t5_tokenizers(components: Mapping[str, Any]) -> list[Any]:
+    """The tokenizers of the T5 encoders among a pipeline's components.
+
+    Raises:
+        ValueError: one that is none of the tokenizers library, and takes no rules (`read_as_`).
+    """
+    names = [name for name, model in components.items() if isinstance(model, T5EncoderModel)]
+    found = [components.get(name.replace("text_encoder", "tokenizer")) for name in names]
+    for tokenizer in found:
+        if tokenizer is not None and not hasattr(tokenizer, "backend_tokenizer"):
+            raise ValueError(
+                f"T5's {type(tokenizer).__name__} has no backend_tokenizer, which could read a plain word for a "
+                "token: load it as AutoTokenizer does, or the pipeline without T5."
+            )
+    return [tokenizer for tokenizer in found if tokenizer is not None]
+
+
+# A comment, by which our rules are told from a tokenizer's own; and upper and lower case are alike, as CLIP has them.
+_OURS = "(?#cretok)(?i)"
+
+
+def read_as_(tokenizer: Any, token: str, word: str | None) -> None:
+    """Let a tokenizer whose encoder has no row of a token read a word in its place, in all that share it; None: no
+    more."""
+    backend: Any = tokenizer.backend_tokenizer
+    now: Any = backend.normalizer
+    rules: dict[str, str] = {}
+    others = []
+    parts: Any = now if isinstance(now, normalizers.Sequence) else [] if now is None else [now]
+    for part in parts:
+        state = json.loads(part.__getstate__())  # parts are not asked for their fields otherwise
+        pattern = state["pattern"].get("Regex", "") if state["type"] == "Replace" else ""
+        if pattern.startswith(_OURS):
+            rules[pattern] = state["content"]
+        else:
+            others.append(part)
+    rules.pop(_OURS + re.escape(token), None)
+    if word is not None:
+        rules[_OURS + re.escape(token)] = word
+    longest_first = sorted(rules.items(), key=lambda rule: -len(rule[0]))
+    parts = [*(normalizers.Replace(Regex(pattern), content) for pattern, content in longest_first), *others]
+    backend.normalizer = parts[0] if len(parts) == 1 else normalizers.Sequence(parts) if parts else None
 
 
 def load_clip_encoders(

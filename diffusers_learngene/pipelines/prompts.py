@@ -10,7 +10,7 @@ the token takes the place of "creative". Wording for three and more concepts, no
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 
 __all__ = ["PLAIN_WORD", "TEMPLATE", "TOKEN", "adaptive_prompt", "blend_prompt", "restrictive_prompts", "with_article"]
@@ -78,17 +78,3 @@ def blend_prompt(
         listed = ", ".join(named[:-1])
         prompt += f" that resembles {listed} and {named[-1]}" if listed else f" that resembles {named[0]}"
     return f"{prompt}, {style}" if style else prompt
-
-
-def in_plain_words(prompt: str | Iterable[str] | None, words: Mapping[str, str]) -> str | list[str] | None:
-    """Prompts as an encoder has to read them that knows none of these tokens: each token replaced by its plain word.
-
-    Upper and lower case are alike, as they are to CLIP's tokenizers.
-    """
-    if prompt is None or not words:
-        return prompt if prompt is None or isinstance(prompt, str) else list(prompt)
-    if not isinstance(prompt, str):
-        return [str(in_plain_words(one, words)) for one in prompt]
-    plain = {token.lower(): word for token, word in words.items()}
-    longest_first = sorted(map(re.escape, words), key=len, reverse=True)
-    return re.sub("|".join(longest_first), lambda found: plain[found[0].lower()], prompt, flags=re.IGNORECASE)

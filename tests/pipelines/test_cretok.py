@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipelines, family by family, and beside stock diffusers."""
 
+import json
 import re
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
     DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
-    FluxImg2ImgPipeline,
-    StableDiffusion3Img2ImgPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionXLImg2ImgPipeline,
 )
 from peft import LoraConfig
+from transformers import ByT5Tokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 from diffusers_learngene import CreTok, CreTokPipeline
 from diffusers_learngene.pipelines.token import CreTokConfig
@@ -269,23 +271,147 @@ def test_ip_adapters(load):
     assert same(picture(pipe, PROMPT), picture(plain, PROMPT))
 
 
-@pytest.mark.parametrize(
-    "family, sibling",
-    zip(
-        FAMILIES,
-        (
-            StableDiffusionImg2ImgPipeline,
-            StableDiffusionXLImg2ImgPipeline,
-            StableDiffusion3Img2ImgPipeline,
-            FluxImg2ImgPipeline,
-        ),
-        strict=True,
-    ),
-)
-def test_siblings(load, family, sibling):
+@each_family
+@pytest.mark.parametrize("auto", [AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image])
+def test_auto_pipelines(load, family, auto):
+    """They go by the name of a class, and find the base's siblings."""
     pipe = load(family, make_cretok(family))
-    other = sibling.from_pipe(pipe)
+    other = auto.from_pipe(pipe)
+    assert type(other) is type(auto.from_pipe(pipeline(family)))
     assert other.text_encoder is pipe.text_encoder and "<CreTok>" in other.tokenizer.get_vocab()
-    back = CreTokPipeline.from_pipe(pipe)
+    back = CreTokPipeline.from_pipe(AutoPipelineForText2Image.from_pipe(other))
     assert back.cretok_tokens == pipe.cretok_tokens
     assert same(picture(back, PROMPT), picture(pipe, PROMPT))
+
+
+def siblings(family):
+    """Every pipeline of diffusers that reads a prompt with the T5 of this family."""
+    pattern = {"sd3": "StableDiffusion3.*Pipeline", "flux": "Flux(?![0-9]).*Pipeline"}[family]
+    classes = [getattr(diffusers, name) for name in dir(diffusers) if re.fullmatch(pattern, name)]
+    return [cls for cls in classes if hasattr(cls, "_get_t5_prompt_embeds")]
+
+
+@pytest.mark.parametrize("family", T5_PROMPT)
+def test_what_t5_sees_in_siblings(load, family):
+    """In whatever is made of the pipeline, before or after the token was loaded, and once it is unloaded."""
+    pipe = load(family)
+    none = dict.fromkeys(("controlnet", "image_encoder", "feature_extractor", "image_embedder"))
+    made = []
+    for cls in siblings(family):
+        parts = {name: none[name] for name in cls._get_signature_keys(cls)[0] if name in none}
+        made.append(cls.from_pipe(pipe, **parts))
+    assert len(made) > 6
+    pipe.load_cretok(make_cretok(family, plain_word="odd"))
+    for other in [*made, CreTokPipeline.from_pipe(pipe)]:
+        odd, own = (other._get_t5_prompt_embeds(PROMPT.replace("<CreTok>", word)) for word in ("odd", "<creTOK>"))
+        assert torch.equal(own, odd), type(other)
+    pipe.unload_cretok()
+    pipe.load_cretok(make_cretok(family), token="<Other>")
+    for other in made:
+        plain = other._get_t5_prompt_embeds("a creative bee")
+        seen = [other._get_t5_prompt_embeds(f"a {token} bee") for token in ("<Other>", "<CreTok>")]
+        assert torch.equal(seen[0], plain) and not torch.equal(seen[1], plain), type(other)
+
+
+def test_two_pipelines_that_share_a_t5(load):
+    """Each tells it its own tokens, and takes out no other's."""
+    one = load("flux", make_cretok("flux", plain_word="odd"))
+    two = CreTokPipeline.from_pipe(one)
+    two.load_cretok(make_cretok("flux", seed=1, plain_word="wild"), token="<CreTok2>")
+    one.load_cretok(make_cretok("flux", seed=2, plain_word="bold"), token="<CreTok3>")
+
+    def read(*prompts):
+        return two.tokenizer_2(list(prompts)).input_ids
+
+    tokens, words = ["a <CreTok> bee", "a <CreTok2> bee", "a <CreTok3> bee"], ["a odd bee", "a wild bee", "a bold bee"]
+    assert read(*tokens) == read(*words)
+    one.unload_cretok("<CreTok3>")
+    assert read(*tokens[:2]) == read(*words[:2]) and read(tokens[2]) != read(words[2])
+    one.unload_cretok()
+    assert not one.cretok_tokens and list(two.cretok_tokens) == ["<CreTok2>"]
+    assert read(tokens[1]) == read(words[1]) and read(tokens[0]) != read(words[0])
+    two.unload_cretok()
+    assert two.tokenizer_2.backend_tokenizer.normalizer is None
+
+
+# ------------------------------------------------------------------------------------- what stock diffusers takes out
+
+
+def stock_sibling(pipe):
+    return pipe.base_class.from_pipe(pipe)
+
+
+@pytest.mark.parametrize("by", ["itself", "a sibling"])
+@pytest.mark.parametrize("how", ["all", "by name"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
+def test_stock_unload_textual_inversion(load, family, how, by, tmp_path):
+    """A token that an encoder has lost is listed and written no more; and can be loaded again."""
+    pipe, plain = load(family, make_cretok(family)), load(family)
+    before = weights(plain)
+    unloader = pipe if by == "itself" else stock_sibling(pipe)
+    unloader.unload_textual_inversion(*(() if how == "all" else ("<CreTok>",)))  # of the first encoder
+    assert not pipe.cretok_tokens
+    for call in (pipe.get_cretok, pipe.blend_prompt, lambda: pipe.save_cretok(tmp_path)):
+        with pytest.raises(ValueError, match="names no loaded CreTok"):
+            call()
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert not json.loads((tmp_path / "pipe" / "model_index.json").read_text()).get("_cretok")
+    if by == "itself":
+        after = weights(pipe)
+        assert all(torch.equal(value, after[key]) for key, value in before.items())
+        tables = [one.text_encoder.get_input_embeddings().weight for one in (pipe, plain)]
+        assert tables[0].requires_grad == tables[1].requires_grad
+        assert pipe.text_encoder.config.vocab_size == len(pipe.tokenizer)
+    pipe.load_cretok(make_cretok(family, seed=1))
+    assert torch.equal(pipe.get_cretok().rows["text_encoder"], make_cretok(family, seed=1).rows["text_encoder"])
+    other = load(family, make_cretok(family, seed=1))
+    assert same(picture(pipe, PROMPT), picture(other, PROMPT))
+    pipe.unload_cretok()
+    after = weights(pipe)
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_leftovers_of_a_lost_token_can_be_unloaded(load):
+    """A sibling has taken it out of the first encoder alone."""
+    pipe, before = load("sdxl", make_cretok("sdxl")), weights(load("sdxl"))
+    stock_sibling(pipe).unload_textual_inversion()
+    pipe.unload_cretok()
+    after = weights(pipe)
+    assert after.keys() == before.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@each_family
+@pytest.mark.parametrize("spare", [0, 1, 6])
+def test_tables_with_rows_to_spare(family, spare):
+    """Padded to a multiple of 64, say: what was there before loading is there after unloading, number for number."""
+    base = pipeline(family)
+    clip = [m for m in base.components.values() if isinstance(m, CLIPTextModel | CLIPTextModelWithProjection)]
+    assert len(clip) == CLIP_ENCODERS[family]
+    for encoder in clip:
+        encoder.resize_token_embeddings(len(base.tokenizer) + spare)
+    pipe = CreTokPipeline.from_pipe(base)
+    before, sizes = weights(pipe), pipe.text_encoder.config.vocab_size
+    one, other = make_cretok(family), make_cretok(family, seed=1)
+    for _ in range(2):
+        pipe.load_cretok(one)
+        first = picture(pipe, PROMPT)
+        pipe.load_cretok(other, token="<Other>")
+        assert same(picture(pipe, PROMPT), first)
+        pipe.unload_cretok("<CreTok>")
+        renamed = PROMPT.replace("<CreTok>", "<Other>")
+        assert not same(picture(pipe, renamed), first)
+        pipe.load_cretok(one, token="<Other>")
+        assert same(picture(pipe, renamed), first)
+        pipe.unload_cretok()
+        after = weights(pipe)
+        assert after.keys() == before.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
+        assert pipe.text_encoder.config.vocab_size == sizes
+
+
+def test_a_tokenizer_that_takes_no_rules(load):
+    pipe = load("flux")
+    pipe.register_modules(tokenizer_2=ByT5Tokenizer())
+    before = weights(pipe)
+    with pytest.raises(ValueError, match="T5's ByT5Tokenizer has no backend_tokenizer"):
+        pipe.load_cretok(make_cretok("flux"))
+    assert all(torch.equal(value, before[key]) for key, value in weights(pipe).items()) and not pipe.cretok_tokens

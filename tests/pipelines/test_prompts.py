@@ -6,7 +6,6 @@ import pytest
 from diffusers_learngene.pipelines.prompts import (
     adaptive_prompt,
     blend_prompt,
-    in_plain_words,
     restrictive_prompts,
     with_article,
 )
@@ -62,10 +61,3 @@ def test_blends():
 def test_what_makes_no_prompt(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
-
-
-def test_plain_words():
-    words = {"<CreTok>": "creative", "<CreTok2>": "odd"}
-    assert in_plain_words("a <CreTok> and <cretok2> thing", words) == "a creative and odd thing"
-    assert in_plain_words(["<CreTok>", "none"], words) == ["creative", "none"]
-    assert in_plain_words(None, words) is None and in_plain_words("<CreTok>", {}) == "<CreTok>"

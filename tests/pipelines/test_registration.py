@@ -93,7 +93,7 @@ assert not heavy & sys.modules.keys()
 from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
 assert "__init_subclass__" not in vars(ConfigMixin)
-print(type(DiffusionPipeline.from_pretrained({str(bases["sd"])!r}, custom_pipeline="cretok")).__name__)
+print(type(DiffusionPipeline.from_pretrained({str(bases["sd"])!r}, custom_pipeline="cretok")).__qualname__)
 """
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(root)]), "HF_HUB_OFFLINE": "1"}
