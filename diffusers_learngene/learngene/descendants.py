@@ -141,8 +141,15 @@ def _pipeline_at_hand(belongings: Belongings) -> Path | None:
 
 
 def _other_components(root: Path, component: str) -> list[str]:
-    index = read_json(root / PIPELINE)
-    return [name for name, entry in index.items() if isinstance(entry, list) and entry[-1] and name != component]
+    """Names of the other parts of a pipeline; its index may be a stranger's, and they become parts of paths.
+
+    Raises:
+        ValueError: one is no name.
+    """
+    parts = {name: entry for name, entry in read_json(root / PIPELINE).items() if isinstance(entry, list)}
+    if odd := [name for name in parts if not name.isidentifier()]:
+        raise ValueError(f"{PIPELINE} of the ancestry names the component {odd[0]!r}, which is no name of a folder.")
+    return [name for name, entry in parts.items() if entry and entry[-1] and name != component]
 
 
 def _save_pipeline(model: Any, folder: Path, small: Companions, root: Path) -> None:

@@ -55,7 +55,12 @@ def load_dit(
 
     def load(cls: Any, subfolder: str | None = None) -> Any:
         model, loading = cls.from_pretrained(
-            name, subfolder=subfolder, revision=revision, variant=variant, output_loading_info=True
+            name,
+            subfolder=subfolder,
+            revision=revision,
+            variant=variant,
+            output_loading_info=True,
+            use_safetensors=True,  # never a pickle
         )
         if missing := loading["missing_keys"]:
             raise ValueError(
@@ -106,7 +111,12 @@ def load_classifier(
     name, options = pretrained_model_name_or_path, {"revision": revision or "main", "variant": variant}
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,  # never a pickle
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -258,6 +258,17 @@ def test_a_pipeline(pipeline_folder, tmp_path, loaded):
     assert_whole_pipeline(tmp_path / "out", pipeline_folder)
 
 
+@pytest.mark.parametrize("name", ["../other", "a/b", "/absolute", "", "."])
+def test_names_of_parts_that_are_no_names_are_refused(pipeline_folder, tmp_path, name):
+    """They come from a file, and would be paths."""
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
+    index = json.loads((folder / "model_index.json").read_text())
+    learngene = Learngene.condense(DiTTransformer2DModel.from_pretrained(folder, subfolder="transformer"))
+    (folder / "model_index.json").write_text(json.dumps(index | {name: ["diffusers", "AutoencoderKL"]}))
+    with pytest.raises(ValueError, match="model_index.json of the ancestry names the component"):
+        learngene.save_descendant(tmp_path / "out")
+
+
 def assert_whole_pipeline(folder, ancestry):
     pipe, own = DiffusionPipeline.from_pretrained(folder), DiTPipeline.from_pretrained(ancestry)
     assert type(pipe) is DiTPipeline and pipe.transformer.config.num_layers == 2
