@@ -22,6 +22,7 @@ from typing import Literal
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
 
@@ -142,7 +143,8 @@ def lists_beside(model: nn.Module, stacks: Collection[str]) -> dict[str, int]:
     kinds = (nn.ModuleList, nn.ParameterList)
     for path, module in model.named_modules():
         apart = not any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in stacks)
-        if isinstance(module, kinds) and apart and not path.startswith(tuple(f"{other}." for other in lists)):
+        listed = isinstance(module, kinds) and not isinstance(module, ParametrizationList)  # weight norm's is none
+        if listed and apart and not path.startswith(tuple(f"{other}." for other in lists)):
             lists[path] = len(module)
     return lists
 

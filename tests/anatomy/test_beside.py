@@ -4,7 +4,14 @@
 import pytest
 import torch
 from diffusers import FluxControlNetModel, SanaVideoTransformer3DModel, UNet2DModel
-from transformers import MixtralConfig, MixtralModel, TimesformerConfig, TimesformerModel
+from transformers import (
+    MixtralConfig,
+    MixtralModel,
+    TimesformerConfig,
+    TimesformerModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from diffusers_learngene import Learngene, WAVEConfig
 from diffusers_learngene.anatomy import Anatomy
@@ -123,3 +130,16 @@ def test_experts_that_stay_whole_are_said():
     with pytest.warns(UserWarning, match="% of the model's numbers are fused experts .* not shared"):
         Learngene.condense(model)
     assert "in fused experts, tensors of three axes" in str(Anatomy.of(model))
+
+
+def test_weight_norm_is_no_list_beside_the_blocks():
+    """wav2vec 2's positional convolution keeps its weight as two parameters in a list of parametrizations."""
+    model = Wav2Vec2Model(
+        Wav2Vec2Config(
+            vocab_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24,
+            conv_dim=(8, 8), conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2,
+            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        )
+    ).eval()  # fmt: skip
+    half = Learngene.condense(model, CONFIG).descend(num_hidden_layers=2).merge_and_unload()
+    assert len(half.encoder.layers) == 2 and half(torch.randn(1, 400)).last_hidden_state.isfinite().all()
